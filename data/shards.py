@@ -1,0 +1,83 @@
+"""The shard format: every corpus, GPT-2 tokens or bytes, is a folder of these files.
+
+A shard is a header of 256 little-endian int32, of which [0] = 20240520, [1] = 1 (the version) and [2] = the
+number of tokens, followed by that many little-endian uint16. Its name ends in `_train_000001.bin` or
+`_val_000000.bin`.
+Source of the format: the llm.c / modded-nanoGPT `fineweb10B` files.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+SHARD_MAGIC = 20240520
+SHARD_VERSION = 1
+SHARD_HEADER_BYTES = 256 * 4
+
+
+class ShardError(ValueError):
+    """A file is not a whole shard; the message says what was expected, what was found and what to do."""
+
+
+def write_shard(path: str | Path, tokens: np.ndarray) -> None:
+    """Write the tokens (1-D, integers in 0..65535) as the shard `path`, which appears whole or not at all.
+
+    Raises ValueError when there are no tokens, they are not integers, not 1-D, or outside uint16.
+    """
+    path, tokens = Path(path), np.asarray(tokens)
+    if tokens.ndim != 1 or not 0 < len(tokens) < 2**31:
+        raise ValueError(f"{path}: expected [tokens] with 1 to 2^31 - 1 tokens, got shape {tokens.shape}")
+    if tokens.dtype.kind not in "iu":
+        raise ValueError(f"{path}: tokens must be integers, got {tokens.dtype}")
+    if tokens.dtype != np.uint16 and (tokens.min() < 0 or tokens.max() > 65535):
+        raise ValueError(f"{path}: tokens must be in 0..65535 (uint16), got {tokens.min()}..{tokens.max()}")
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, len(tokens)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: the rename is atomic
+    try:
+        with open(temporary, "wb") as file:
+            file.write(header.tobytes())
+            file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_shard(path: str | Path) -> np.ndarray:
+    """Map the shard: a read-only uint16 array [tokens], read from disk only where it is touched.
+
+    Raises ShardError when the magic number, version or length of the file is wrong, and FileNotFoundError.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(SHARD_HEADER_BYTES), dtype=np.uint8)
+        size = os.fstat(file.fileno()).st_size
+    remedy = "Remove the file and make or fetch it again."
+    if len(header) < SHARD_HEADER_BYTES:
+        raise ShardError(
+            f"{path}: cut short: expected a header of {SHARD_HEADER_BYTES} bytes, found {size} bytes. "
+            f"{remedy}"
+        )
+    magic, version, count = (int(value) for value in header.view("<i4")[:3])
+    if magic != SHARD_MAGIC:
+        raise ShardError(f"{path}: not a shard: expected magic number {SHARD_MAGIC}, found {magic}. {remedy}")
+    if version != SHARD_VERSION:
+        raise ShardError(f"{path}: expected shard version {SHARD_VERSION}, found {version}. {remedy}")
+    expected = SHARD_HEADER_BYTES + 2 * count
+    if count < 1 or size != expected:
+        state = "cut short" if size < expected else "wrong length"
+        raise ShardError(
+            f"{path}: {state}: expected {expected} bytes for the {count} tokens its header promises, "
+            f"found {size}. {remedy}"
+        )
+    return np.memmap(path, dtype="<u2", mode="r", offset=SHARD_HEADER_BYTES, shape=(count,))
+
+
+def list_shards(folder: str | Path, split: str) -> list[Path]:
+    """The shards `<name>_<split>_<number>.bin` of a split ("train" or "val"), in name order.
+
+    A folder without any, or that does not exist, gives an empty list.
+    """
+    return sorted(path for path in Path(folder).glob("*.bin") if path.stem.split("_")[-2:-1] == [split])
