@@ -1,0 +1,74 @@
+"""Aurora: the semi-orthogonal update whose rows are all equally long."""
+
+import torch
+from torch import Tensor
+
+from optimizers.building_blocks import (
+    Scalar,
+    State,
+    apply_,
+    nesterov_momentum,
+    norm,
+    spectral_scale,
+    step_function,
+)  # fmt: skip
+from optimizers.polar import contra_direction, polar
+
+
+def balanced_polar(
+    u: Tensor, method: str, steps: int | None, iterations: int, beta: float, leverage: str
+) -> Tensor:
+    """A polar factor with row norms near sqrt(n/m) on the tall orientation m > n; polar(u) where u is square.
+
+    d_i = 1/max(|u_i|, 1e-7);  `iterations` times P = polar(diag(d) u), and between two
+    d_i <- d_i ((n/m) / max(|P_i|^2, 1e-14))^beta. leverage: whence |P_i|^2, "polar" or "gram" (see aurora).
+    """
+    m, n = u.shape[-2:]
+    if m == n:
+        return polar(u, method, steps)
+    if m < n:
+        return balanced_polar(u.mT, method, steps, iterations, beta, leverage).mT
+    d = 1 / norm(u, -1).clamp(min=1e-7)
+    for _ in range(iterations - 1):
+        row_norms_squared = leverage_scores(d * u) if leverage == "gram" else norm(polar(d * u, method, steps), -1).square()
+        d = d * ((n / m) / row_norms_squared.clamp(min=1e-14)) ** beta
+    return polar(d * u, method, steps)
+
+
+@step_function
+def aurora(
+    weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.05, weight_decay: Scalar = 0.025,
+    momentum: Scalar = 0.95, nesterov: bool = True, polar: str = "simple", polar_steps: int | None = None,
+    iterations: int = 2, beta: float = 0.5, leverage: str = "polar", contra: Scalar = 0.0,
+    neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0, radial_brake: Scalar | None = None,
+    cautious: bool = False,
+) -> None:  # fmt: skip
+    """Aurora (tilde-research/aurora-release@3d79a5c src/aurora.py).
+
+    u as in muon;  U = sqrt(max(1, m/n)) balanced_polar(u);  W <- W (1 - lr wd) - lr U
+
+    weight, grad [..., m, n]; state: momentum of the weight's shape (and neuron_variance with neuron_beta2).
+    Wide matrices balance their columns; square ones take Muon's step. The options are muon's; result #17 is
+    contra=.4, update_floor=.35, lr=.0375, weight_decay=0.
+    """
+    u = nesterov_momentum(grad, state, momentum, nesterov)
+    D = contra_direction(balanced_polar(u, polar, polar_steps, iterations, beta, leverage), u, contra)
+    apply_(
+        weight, spectral_scale(weight) * D, state, lr=lr, weight_decay=weight_decay, cautious=cautious,
+        neuron_beta2=neuron_beta2, update_floor=update_floor, radial_brake=radial_brake,
+    )  # fmt: skip
+
+
+def leverage_scores(Y: Tensor) -> Tensor:
+    """diag(Y (Y^T Y + r I)^-1 Y^T) [..., m, 1] of a tall Y: the squared row norms of its polar factor.
+
+    r = 1e-6 trace(Y^T Y), which hides singular values below 1e-3 |Y| much as 12 simple iterations do.
+    """
+    m, n = Y.shape[-2:]
+    Y = Y / (norm(Y) + 1e-7)
+    gram = Y.mT @ Y
+    ridge = 1e-6 * torch.eye(n, dtype=Y.dtype, device=Y.device)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge)
+    Z = torch.linalg.solve_triangular(factor, Y.mT, upper=False)
+    scores = Z.square().sum(-2).unsqueeze(-1)
+    return torch.where((failed == 0)[..., None, None], scores, n / m)

@@ -1,0 +1,210 @@
+"""What several step functions share: one short function each.
+
+W is a weight [..., m, n] (m outputs = rows, n inputs = columns), G its gradient, u the momentum mix, U the update
+before the learning rate; |.| is the Frobenius norm of each matrix. A function whose name ends in _ changes W.
+Hyperparameters that a schedule may move (lr, weight_decay, momentum, ...) are floats or 0-d tensors.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+Scalar = float | Tensor
+
+
+# --------------------------------------------------------------------------------------------------
+# The contract of a step function
+
+
+def step_function(step: Callable) -> Callable:
+    """Decorator: step(weight, grad, state, *, lr, **hyperparameters) -> None without autograd, arguments checked.
+
+    The gradient is taken to the weight's dtype. Raises TypeError for a hyperparameter the step does not know
+    (naming it, the nearest known one and all known ones) and ValueError for shapes that do not fit.
+    """
+    parameters = inspect.signature(step).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    @functools.wraps(step)
+    def checked(weight: Tensor, grad: Tensor, state: State, **hyperparameters: object) -> None:
+        for name in hyperparameters:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+                raise TypeError(f"{step.__name__} has no hyperparameter {name!r}{hint} Known: {', '.join(known)}")
+        if weight.ndim < 2 or weight.shape != grad.shape:
+            raise ValueError(
+                f"{step.__name__} expects a weight [..., m, n] and a gradient of the same shape; "
+                f"found {tuple(weight.shape)} and {tuple(grad.shape)}"
+            )
+        with torch.no_grad():
+            step(weight, grad.to(weight.dtype), state, **hyperparameters)
+
+    return checked
+
+
+def buffer(state: State, name: str, weight: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """state[name], made of zeros at the first call: the weight's shape or [leading dimensions, *shape]."""
+    if name not in state:
+        state[name] = weight.new_zeros(weight.shape if shape is None else (*weight.shape[:-2], *shape))
+    return state[name]
+
+
+def count_step(state: State, weight: Tensor) -> Tensor:
+    """t = 1, 2, ... [..., 1, 1], one count a matrix, kept as a tensor so that counting does not recompile."""
+    return buffer(state, "step", weight, (1, 1)).add_(1)
+
+
+def is_off(strength: Scalar | None) -> bool:
+    """Whether an option is switched off: None or the plain number 0. A tensor is on, whatever its value."""
+    return not isinstance(strength, Tensor) and not strength
+
+
+# --------------------------------------------------------------------------------------------------
+# Norms. Entries of 1e20 overflow when squared in float32, and those of 1e-30 vanish: hence the care.
+
+
+def norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
+    """Root of the sum of squares over dim (kept, size 1), scaled by the largest entry first: never overflows."""
+    largest = X.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
+    return largest * torch.linalg.vector_norm(X / largest, dim=dim, keepdim=True)
+
+
+def squared(X: Tensor) -> Tensor:
+    """X^2, held below overflow so that a moving average of it recovers from a gradient spike."""
+    return X.square().clamp(max=0.5 * torch.finfo(X.dtype).max)
+
+
+def unit(X: Tensor, dim: int | tuple[int, int], floor: float = 1e-10) -> Tensor:
+    """X / max(|X|, floor) over dim (-1: rows, -2: columns). Zeros stay zeros."""
+    return X / norm(X, dim).clamp(min=floor)
+
+
+def rescaled(X: Tensor, target: Tensor) -> Tensor:
+    """X * target / max(|X|, 1e-10): X with the norm `target` [..., 1, 1]."""
+    return X * (target / norm(X).clamp(min=1e-10))
+
+
+# --------------------------------------------------------------------------------------------------
+# Momentum
+
+
+def nesterov_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: bool) -> Tensor:
+    """M <- M + (1 - mu)(G - M); u = (1 - mu) G + mu M, or M itself without Nesterov. No bias correction."""
+    M = average_(buffer(state, "momentum", grad), grad, momentum)
+    return (1 - momentum) * grad + momentum * M if nesterov else M
+
+
+def heavy_ball_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: bool) -> Tensor:
+    """B <- mu B + G; u = G + mu B, or B itself without Nesterov."""
+    B = buffer(state, "momentum", grad).mul_(momentum).add_(grad)
+    return grad + momentum * B if nesterov else B
+
+
+def average_(mean: Tensor, value: Tensor, beta: Scalar) -> Tensor:
+    """mean <- beta mean + (1 - beta) value, in place."""
+    return mean.mul_(beta).add_((1 - beta) * value)
+
+
+def adam_direction(grad: Tensor, state: State, betas: tuple[Scalar, Scalar], eps: float) -> Tensor:
+    """Adam's (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), elementwise. arXiv 1412.6980."""
+    t = count_step(state, grad)
+    m = average_(buffer(state, "momentum", grad), grad, betas[0])
+    v = average_(buffer(state, "variance", grad), squared(grad), betas[1])
+    return m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+
+
+# --------------------------------------------------------------------------------------------------
+# Update scales
+
+
+def spectral_scale(weight: Tensor) -> float:
+    """sqrt(max(1, m/n)): tall matrices take larger steps, wide ones 1."""
+    return max(1.0, weight.shape[-2] / weight.shape[-1]) ** 0.5
+
+
+def rms_scale(weight: Tensor) -> float:
+    """0.2 sqrt(max(m, n)): gives a polar factor the RMS of AdamW's updates (Moonlight, arXiv 2502.16982)."""
+    return 0.2 * max(weight.shape[-2:]) ** 0.5
+
+
+def neuron_normalized(U: Tensor, state: State, beta2: Scalar) -> Tensor:
+    """NorMuon as records #9-#11 have it: each neuron by its running RMS, then back to the norm before.
+
+    v <- b2 v + (1 - b2) mean U^2 per row (m >= n) or per column (m < n); U / sqrt(max(v, 1e-10)), rescaled to |U|.
+    """
+    m, n = U.shape[-2:]
+    per_row = m >= n
+    v = buffer(state, "neuron_variance", U, (m, 1) if per_row else (1, n))
+    average_(v, U.square().mean(-1 if per_row else -2, keepdim=True), beta2)
+    return rescaled(U * v.clamp(min=1e-10).rsqrt(), norm(U))
+
+
+def floored(U: Tensor, weight: Tensor, floor: Scalar) -> Tensor:
+    """u/w floor: U grown to |U| = floor |W| where it is smaller; both norms are clamped at 1e-8."""
+    return U * (floor * norm(weight).clamp(min=1e-8) / norm(U).clamp(min=1e-8)).clamp(min=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Changing the weight
+
+
+def decay_(weight: Tensor, U: Tensor, lr: Scalar, weight_decay: Scalar, cautious: bool = False) -> None:
+    """W <- W (1 - lr wd); cautious: only where U W > 0, that is where U shrinks W too (arXiv 2510.12402)."""
+    if is_off(weight_decay):
+        return
+    rate = lr * weight_decay
+    weight.mul_(1 - rate * (U * weight > 0) if cautious else 1 - rate)
+
+
+def inner(X: Tensor, Y: Tensor) -> Tensor:
+    """<X, Y> of every matrix [..., 1, 1]."""
+    return (X * Y).sum((-2, -1), keepdim=True)
+
+
+def radially_braked(U: Tensor, weight: Tensor, outward: Scalar) -> Tensor:
+    """Record #29: the part of U along W scaled by `outward` where the step -U would move W outward."""
+    along = inner(U, weight) / norm(weight).square().clamp(min=1e-12)
+    return U - (1 - outward) * along.clamp(max=0) * weight
+
+
+def radial_step_(weight: Tensor, U: Tensor, lr: Scalar) -> None:
+    """W <- (W - lr U) at the first-order radius |W| - lr <U, W>/|W|: the tangential part does not grow |W|."""
+    radius = norm(weight).clamp(min=1e-8)
+    target = (radius - lr * inner(U, weight) / radius).clamp(min=1e-8)
+    weight.sub_(lr * U)
+    weight.mul_(target / norm(weight).clamp(min=1e-8))
+
+
+def hyperball_(weight: Tensor, U: Tensor, lr: Scalar) -> None:
+    """W <- W - lr |W| U/|U|, back to its norm before: |W| never changes, and a zero weight stays zero."""
+    radius = norm(weight)
+    weight.sub_(lr * radius * unit(U, (-2, -1)))
+    weight.copy_(rescaled(weight, radius))
+
+
+def apply_(
+    weight: Tensor, U: Tensor, state: State, *, lr: Scalar, weight_decay: Scalar, cautious: bool = False,
+    neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0, radial_brake: Scalar | None = None,
+) -> None:  # fmt: skip
+    """W <- W (1 - lr wd) - lr U with the options of the records, in the records' order.
+
+    neuron_beta2 (None = off): neuron normalisation; radial_brake (None = off): scale of the outward part, keeping the
+    first-order radius; update_floor (0 = off): u/w floor; then decay, then the step.
+    """
+    if neuron_beta2 is not None:
+        U = neuron_normalized(U, state, neuron_beta2)
+    if radial_brake is not None:
+        U = radially_braked(U, weight, radial_brake)
+    if not is_off(update_floor):
+        U = floored(U, weight, update_floor)
+    decay_(weight, U, lr, weight_decay, cautious)
+    if radial_brake is None:
+        weight.sub_(lr * U)
+    else:
+        radial_step_(weight, U, lr)

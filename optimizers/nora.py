@@ -1,0 +1,34 @@
+"""Nora: momentum orthogonal to the weight row by row, every row at unit norm."""
+
+from torch import Tensor
+
+from optimizers.building_blocks import (
+    Scalar,
+    State,
+    decay_,
+    nesterov_momentum,
+    spectral_scale,
+    step_function,
+    unit,
+)
+
+
+@step_function
+def nora(
+    weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.005, weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.95, nesterov: bool = True, eps: float = 1e-10,
+) -> None:  # fmt: skip
+    """Nora, O(mn) (the formula on which two independent public ports agree).
+
+    u as in muon;  w_i = W_i / max(|W_i|, eps);  v_i = u_i - <u_i, w_i> w_i;  d_i = v_i / max(|v_i|, eps), all per row;
+    W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) d
+
+    weight, grad [..., m, n]; state: momentum of the weight's shape. The projection uses W before its decay; row norms
+    of W grow to second order in lr (a tangent step without retraction). A zero row of W has nothing to take out.
+    """
+    u = nesterov_momentum(grad, state, momentum, nesterov)
+    w = unit(weight, -1, eps)
+    v = u - (u * w).sum(-1, keepdim=True) * w
+    U = spectral_scale(weight) * unit(v, -1, eps)
+    decay_(weight, U, lr, weight_decay)
+    weight.sub_(lr * U)

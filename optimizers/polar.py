@@ -1,0 +1,106 @@
+"""Polar factors X = U S V^T -> U V^T of stacks of matrices, and functions of singular values built on them.
+
+The iterations are odd quintic polynomials applied to all singular values at once, X <- aX + (bA + cA^2)X with
+A = X X^T on the short side; a method is its table of (a, b, c), whose last row repeats.
+"""
+
+import torch
+from torch import Tensor
+
+from optimizers.building_blocks import is_off, norm, rescaled, unit
+
+COEFFICIENTS = {
+    # 2s - 1.5s^3 + 0.5s^5: fixed point 1, converges to the exact factor. modded-nanogpt track 3 baseline; Aurora.
+    "simple": ((2.0, -1.5, 0.5),),
+    # Largest slope at 0, does not converge: singular values end in 0.7..1.2. Muon, Keller Jordan's blog, 2024.
+    "quintic": ((3.4445, -4.7750, 2.0315),),
+    # Minimax for every step, safety factor 1.01 folded in. "The Polar Express", arXiv 2505.16932.
+    "polar_express": (
+        (8.2051, -22.9019, 16.4607),
+        (4.0664, -2.8612, 0.5184),
+        (3.9096, -2.8234, 0.5250),
+        (3.2856, -2.4153, 0.4853),
+        (2.2779, -1.6198, 0.3985),
+        (1.8726, -1.2307, 0.3585),
+        (1.8564, -1.2132, 0.3568),
+        (1.875, -1.25, 0.375),
+    ),
+    # Chebyshev-optimal steps, "CANS", arXiv 2506.10935.
+    "cans": (
+        (8.4703, -25.1081, 18.6293),
+        (4.1828, -3.1087, 0.5806),
+        (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074),
+        (2.2737, -1.6447, 0.4162),
+    ),
+}
+DEFAULT_STEPS = {"simple": 12, "quintic": 5, "polar_express": 8, "cans": 8}
+
+
+def polar(X: Tensor, method: str = "simple", steps: int | None = None) -> Tensor:
+    """The polar factor U V^T of every matrix of X = U S V^T [..., m, n].
+
+    method: simple, quintic, polar_express, cans (Newton-Schulz iterations) or svd (exact).
+    steps: iterations; None takes the method's default (12, 5, 8, 8). svd has none.
+    Zero singular values stay zero with every method, so a zero matrix gives a zero matrix; the iterations start
+    from X / (|X| + 1e-7), so that a matrix much smaller than 1e-7 fades towards zero instead of being blown up.
+    On CUDA the iterations run in bfloat16 (float64 input excepted), on CPU in X's dtype; the result has X's dtype.
+    Raises ValueError for an unknown method.
+    """
+    if method == "svd":
+        return exact_polar(X)
+    wide = X.mT if X.shape[-2] > X.shape[-1] else X
+    Y = normalized(wide)
+    for a, b, c in coefficients(method, steps):
+        Y = quintic_step(Y, a, b, c)
+    Y = Y.to(X.dtype)
+    return Y.mT if X.shape[-2] > X.shape[-1] else Y
+
+
+def exact_polar(X: Tensor) -> Tensor:
+    """U V^T by singular value decomposition; directions whose singular value is rounding noise give zero."""
+    U, S, Vt = torch.linalg.svd(X / norm(X).clamp(min=torch.finfo(X.dtype).tiny), full_matrices=False)
+    noise = max(X.shape[-2:]) * torch.finfo(S.dtype).eps * S[..., :1]
+    return (U * (S > noise).to(S.dtype).unsqueeze(-2)) @ Vt
+
+
+def coefficients(method: str, steps: int | None = None) -> list[tuple[float, float, float]]:
+    """The (a, b, c) of every iteration of a method; beyond its table the last row repeats."""
+    if method not in COEFFICIENTS:
+        known = ", ".join([*COEFFICIENTS, "svd"])
+        raise ValueError(f"polar method must be one of {known}; found {method!r}")
+    table = COEFFICIENTS[method]
+    return [table[min(k, len(table) - 1)] for k in range(DEFAULT_STEPS[method] if steps is None else steps)]
+
+
+def normalized(X: Tensor, eps: float = 1e-7) -> Tensor:
+    """X / (|X| + eps) in the dtype of the matrix iterations: bfloat16 on CUDA (float64 excepted), else X's own."""
+    Y = X / (norm(X) + eps)
+    return Y.bfloat16() if X.is_cuda and X.dtype != torch.float64 else Y
+
+
+def quintic_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
+    """aX + (bA + cA^2)X, A = X X^T: applies s -> as + bs^3 + cs^5 to the singular values of a wide X."""
+    A = X @ X.mT
+    return a * X + (b * A + c * A @ A) @ X
+
+
+def direction(u: Tensor, method: str, steps: int | None, contra: float | Tensor = 0.0) -> Tensor:
+    """polar(u), with `contra` pushed away from the large singular directions of u (record #11's Contra-Muon)."""
+    return contra_direction(polar(u, method, steps), u, contra)
+
+
+def contra_direction(P: Tensor, u: Tensor, contra: float | Tensor) -> Tensor:
+    """P - (contra/2) u/opnorm(u), rescaled to |P|: less of what u has much of. 0 gives P back."""
+    if is_off(contra):
+        return P
+    return rescaled(P - 0.5 * contra * u / operator_norm(u), norm(P))
+
+
+def operator_norm(u: Tensor, iterations: int = 5) -> Tensor:
+    """Lower bound on the largest singular value [..., 1, 1]: power iterations from the ones vector."""
+    v = u.new_full((*u.shape[:-2], u.shape[-1], 1), u.shape[-1] ** -0.5)
+    for _ in range(iterations):
+        a = unit(u @ v, dim=-2)
+        v = unit(u.mT @ a, dim=-2)
+    return norm(u @ v).clamp(min=1e-10)

@@ -1,0 +1,30 @@
+"""RMNP: momentum with every row at unit norm."""
+
+from torch import Tensor
+
+from optimizers.building_blocks import (
+    Scalar,
+    State,
+    decay_,
+    nesterov_momentum,
+    spectral_scale,
+    step_function,
+    unit,
+)
+
+
+@step_function
+def rmnp(
+    weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.005, weight_decay: Scalar = 0.1,
+    momentum: Scalar = 0.95, nesterov: bool = True, eps: float = 1e-12,
+) -> None:  # fmt: skip
+    """RMNP, O(mn) (MaeChd/muon-eq@99b6c8b RMNP_optimizer.py, branch is_rmnp).
+
+    u as in muon;  U_i = sqrt(max(1, m/n)) u_i / max(|u_i|, eps) per row;  W <- W (1 - lr wd) - lr U
+
+    weight, grad [..., m, n]; state: momentum of the weight's shape. Zero rows stay where they are.
+    """
+    u = nesterov_momentum(grad, state, momentum, nesterov)
+    U = spectral_scale(weight) * unit(u, -1, eps)
+    decay_(weight, U, lr, weight_decay)
+    weight.sub_(lr * U)
