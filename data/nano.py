@@ -42,7 +42,7 @@ def find_corpus() -> list[tuple[str, bytes]]:
     folder = Path(spec.origin).parent
     release = (folder / "release.py").read_text(encoding="utf-8") if (folder / "release.py").exists() else ""
     if f'__version__ = "{SYMPY_VERSION}"' not in release:
-        found = release.partition("__version__ = ")[2].strip() or "an unknown version"
+        found = release.partition('__version__ = "')[2].partition('"')[0] or "of unknown version"
         raise CorpusError(f"{folder}: found sympy {found}. {remedy}")
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
     names = [name for name in files if "tests" not in name.split("/")]
@@ -96,9 +96,8 @@ def build_nano(folder: str | Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.nano", description="Build the nano track's corpus.")
-    parser.add_argument(
-        "--data", type=Path, default=DEFAULT_DATA, metavar="DIR", help="folder that holds nano/ (default: data/)"
-    )
+    data_help = "the folder that holds nano/ (default: data/)"
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, metavar="DIR", help=data_help)
     folder = parser.parse_args(arguments).data / "nano"
     try:
         paths = build_nano(folder)
