@@ -6,8 +6,8 @@ A log is a Python script, a line of 100 `=`, facts of the run, another such line
 
 of one or more runs. Published logs differ: no script, no lines of `=`, columns in between, training lines
 without a loss, runs that start at step 125. What is in a log is data from strangers: it is read line by line
-with bounded memory and never executed. A line is either read whole or named in `problems`; a value that cannot
-be trusted is left out, never guessed.
+with bounded memory and never executed. A line is either read whole or named in `problems`; a value that
+cannot be trusted is left out, never guessed.
 """
 
 import math
@@ -16,6 +16,8 @@ import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from records import RecordError
 
 MAX_LINE = 1 << 16  # bytes; what is longer is no line of a log
 MAX_SCRIPT = 1 << 20  # bytes; published scripts have 20-150 kB
@@ -38,7 +40,7 @@ _TRACK = re.compile(r"^track: *(\S{1,100})$")
 _DATE = re.compile(r"(?:id: *|timestamp=|date: *)(20\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
 
 
-class LogError(ValueError):
+class LogError(RecordError):
     """A path that holds no log: what was expected, what was found, what to do."""
 
 
@@ -145,31 +147,31 @@ def _read(path: Path, file) -> Log:
     head: list[bytes] | None = []  # the lines before the first separator, until that is found
     head_size, is_script, script = 0, False, None
     reader = _Reader(path)
+    cut = []  # numbers of over-long lines
     for number, line in enumerate(_lines(file), start=1):
-        if line is None:
-            reader.complain(f"line {number} is longer than {MAX_LINE} bytes: not read")
-            continue
         if reader.full:
             break
-        if _SEPARATOR.fullmatch(line.strip()):
+        if line is None:
+            cut.append(number)
+        elif _SEPARATOR.fullmatch(line.strip()):
             if head is not None and is_script:
-                # What the script itself says (an example line in a docstring) is no data.
-                complaints = reader.log_problems
-                reader = _Reader(path)
-                script, problem = _script_text(head, head_size)
-                for complaint in [p for p in complaints if "longer than" in p] + problem:
-                    reader.complain(complaint)
+                reader = _Reader(path)  # what the script itself says, in a docstring perhaps, is no data
+                script, problem = _script(head, head_size, cut)
+                if problem:
+                    reader.complain(problem)
             head = None
             reader.end_of_facts()
-            continue
-        if head is not None:
-            head_size += len(line)
-            if head_size <= MAX_SCRIPT:
-                head.append(line)
-            is_script = is_script or _SCRIPT_LINE.match(line) is not None
-        reader.read(number, line)
+        else:
+            if head is not None:
+                head_size += len(line)
+                is_script = is_script or _SCRIPT_LINE.match(line) is not None
+                if head_size <= MAX_SCRIPT:
+                    head.append(line)
+            reader.read(number, line)
     if head is not None and is_script:
         reader.complain("no line of = signs ends the script at its head")
+    for number in cut:
+        reader.complain(f"line {number} is longer than {MAX_LINE} bytes: not read")
     return reader.log(script)
 
 
@@ -184,17 +186,16 @@ def _lines(file):
             yield line
 
 
-def _script_text(head: list[bytes], size: int) -> tuple[str, list[str]]:
-    raw = b"".join(head).removeprefix(b"\xef\xbb\xbf")
-    problems = []
+def _script(head: list[bytes], size: int, cut: list[int]) -> tuple[str | None, str | None]:
+    """The script, whole, or None and why not."""
     if size > MAX_SCRIPT:
-        problems.append(f"the script has {size} bytes: only the first {MAX_SCRIPT} were kept")
+        return None, f"the script is longer than {MAX_SCRIPT} bytes: not read"
+    if cut:
+        return None, f"line {cut[0]} of the script is longer than {MAX_LINE} bytes: the script was not read"
     try:
-        text = raw.decode("utf-8")
+        return b"".join(head).decode("utf-8-sig"), None
     except UnicodeDecodeError as error:
-        problems.append(f"the script is not UTF-8 (byte {error.start})")
-        text = raw.decode("utf-8", "replace")
-    return text.replace("\r\n", "\n"), problems
+        return None, f"the script is not UTF-8 (byte {error.start}): not read"
 
 
 @dataclass(slots=True)
@@ -333,7 +334,7 @@ class _Reader:
             recipe=recipe,
             device=_device(plain),
             world_size=int(found[1]) if (found := _first(_WORLD_SIZE, plain)) else None,
-            track=found[1] if (found := _first(_TRACK, plain)) else None,
+            track=_plain(found[1]) if (found := _first(_TRACK, plain)) else None,
             date="-".join(found.groups()) if (found := _first(_DATE, plain)) else None,
             runs=tuple(self.runs),
             problems=tuple(self.log_problems),
@@ -361,8 +362,13 @@ def _device(facts: list[str]) -> str | None:
         for marker in ("device: ", "device_name=", " on "):
             before, found, after = fact.partition(marker)
             if found and (not before or before.startswith("Running")):
-                return after.partition(" with world_size")[0].strip() or None
+                return _plain(after.partition(" with world_size")[0].strip()) or None
     return None
+
+
+def _plain(text: str) -> str:
+    """Safe on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def _shown(text: str) -> str:

@@ -13,6 +13,7 @@ from statistics import fmean, median, stdev
 from scipy import stats
 
 from records.logs import Entry, Run
+from records.warnings import entry_warnings
 
 THRESHOLD = 0.004  # of rule 2 and of the pairwise rule, at SIGMA
 SIGMA = 0.0013
@@ -156,5 +157,5 @@ def summarize_entry(entry: Entry, target: float, sigma: float = SIGMA) -> Summar
         first_significant_step=first.step if first else None,
         judged=first or (steps[-1] if steps else None),
         ms_per_step=ms_per_step(runs),
-        warnings=entry.problems,
+        warnings=entry_warnings(entry),
     )

@@ -1,0 +1,43 @@
+"""python -m records COMMAND ...: judge logs, compare entries, submit one."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from records import RecordError
+
+COMMANDS = {  # each is a module of this package; only the chosen one is imported
+    "summarize": "what an entry shows: curve, crossings, first significant step, warnings",
+    "compare": "better, worse or not decided, and how many more seeds would decide",
+    "check": "the rules of the benchmark, one line each",
+    "submit": "check logs and make an entry of them",
+    "leaderboard": "regenerate the leaderboard of a track",
+    "report": "one offline HTML file about entries",
+    "extract": "the script at the head of a log",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code, 2 for input that cannot be used."""
+    argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    parser = argparse.ArgumentParser(prog="python -m records", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, told in COMMANDS.items():
+        if argv[:1] == [name]:
+            importlib.import_module(f"records.{name}").register(subparsers)
+        else:
+            subparsers.add_parser(name, help=told)
+    args = parser.parse_args(argv)
+    try:
+        return args.func(args)
+    except (RecordError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `... | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"records {args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
