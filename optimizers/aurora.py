@@ -6,9 +6,9 @@ from torch import Tensor
 from optimizers.building_blocks import (
     Scalar,
     State,
-    apply_,
+    apply_update_,
     nesterov_momentum,
-    norm,
+    safe_norm,
     spectral_scale,
     step_function,
 )  # fmt: skip
@@ -28,9 +28,9 @@ def balanced_polar(
         return polar(u, method, steps)
     if m < n:
         return balanced_polar(u.mT, method, steps, iterations, beta, leverage).mT
-    d = 1 / norm(u, -1).clamp(min=1e-7)
+    d = 1 / safe_norm(u, -1).clamp(min=1e-7)
     for _ in range(iterations - 1):
-        row_norms_squared = leverage_scores(d * u) if leverage == "gram" else norm(polar(d * u, method, steps), -1).square()
+        row_norms_squared = leverage_scores(d * u) if leverage == "gram" else safe_norm(polar(d * u, method, steps), -1).square()
         d = d * ((n / m) / row_norms_squared.clamp(min=1e-14)) ** beta
     return polar(d * u, method, steps)
 
@@ -53,7 +53,7 @@ def aurora(
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     D = contra_direction(balanced_polar(u, polar, polar_steps, iterations, beta, leverage), u, contra)
-    apply_(
+    apply_update_(
         weight, spectral_scale(weight) * D, state, lr=lr, weight_decay=weight_decay, cautious=cautious,
         neuron_beta2=neuron_beta2, update_floor=update_floor, radial_brake=radial_brake,
     )  # fmt: skip
@@ -65,7 +65,7 @@ def leverage_scores(Y: Tensor) -> Tensor:
     r = 1e-6 trace(Y^T Y), which hides singular values below 1e-3 |Y| much as 12 simple iterations do.
     """
     m, n = Y.shape[-2:]
-    Y = Y / (norm(Y) + 1e-7)
+    Y = Y / (safe_norm(Y) + 1e-7)
     gram = Y.mT @ Y
     ridge = 1e-6 * torch.eye(n, dtype=Y.dtype, device=Y.device)
     factor, failed = torch.linalg.cholesky_ex(gram + ridge)

@@ -69,7 +69,7 @@ def is_off(strength: Scalar | None) -> bool:
 # Norms. Entries of 1e20 overflow when squared in float32, and those of 1e-30 vanish: hence the care.
 
 
-def norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
+def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
     """Root of the sum of squares over dim (kept, size 1), scaled by the largest entry first: never overflows."""
     largest = X.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
     return largest * torch.linalg.vector_norm(X / largest, dim=dim, keepdim=True)
@@ -82,12 +82,12 @@ def squared(X: Tensor) -> Tensor:
 
 def unit(X: Tensor, dim: int | tuple[int, int], floor: float = 1e-10) -> Tensor:
     """X / max(|X|, floor) over dim (-1: rows, -2: columns). Zeros stay zeros."""
-    return X / norm(X, dim).clamp(min=floor)
+    return X / safe_norm(X, dim).clamp(min=floor)
 
 
 def rescaled(X: Tensor, target: Tensor) -> Tensor:
     """X * target / max(|X|, 1e-10): X with the norm `target` [..., 1, 1]."""
-    return X * (target / norm(X).clamp(min=1e-10))
+    return X * (target / safe_norm(X).clamp(min=1e-10))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -142,12 +142,12 @@ def neuron_normalized(U: Tensor, state: State, beta2: Scalar) -> Tensor:
     per_row = m >= n
     v = buffer(state, "neuron_variance", U, (m, 1) if per_row else (1, n))
     average_(v, U.square().mean(-1 if per_row else -2, keepdim=True), beta2)
-    return rescaled(U * v.clamp(min=1e-10).rsqrt(), norm(U))
+    return rescaled(U * v.clamp(min=1e-10).rsqrt(), safe_norm(U))
 
 
 def floored(U: Tensor, weight: Tensor, floor: Scalar) -> Tensor:
     """u/w floor: U grown to |U| = floor |W| where it is smaller; both norms are clamped at 1e-8."""
-    return U * (floor * norm(weight).clamp(min=1e-8) / norm(U).clamp(min=1e-8)).clamp(min=1)
+    return U * (floor * safe_norm(weight).clamp(min=1e-8) / safe_norm(U).clamp(min=1e-8)).clamp(min=1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -169,26 +169,26 @@ def inner(X: Tensor, Y: Tensor) -> Tensor:
 
 def radially_braked(U: Tensor, weight: Tensor, outward: Scalar) -> Tensor:
     """Record #29: the part of U along W scaled by `outward` where the step -U would move W outward."""
-    along = inner(U, weight) / norm(weight).square().clamp(min=1e-12)
+    along = inner(U, weight) / safe_norm(weight).square().clamp(min=1e-12)
     return U - (1 - outward) * along.clamp(max=0) * weight
 
 
 def radial_step_(weight: Tensor, U: Tensor, lr: Scalar) -> None:
     """W <- (W - lr U) at the first-order radius |W| - lr <U, W>/|W|: the tangential part does not grow |W|."""
-    radius = norm(weight).clamp(min=1e-8)
+    radius = safe_norm(weight).clamp(min=1e-8)
     target = (radius - lr * inner(U, weight) / radius).clamp(min=1e-8)
     weight.sub_(lr * U)
-    weight.mul_(target / norm(weight).clamp(min=1e-8))
+    weight.mul_(target / safe_norm(weight).clamp(min=1e-8))
 
 
 def hyperball_(weight: Tensor, U: Tensor, lr: Scalar) -> None:
     """W <- W - lr |W| U/|U|, back to its norm before: |W| never changes, and a zero weight stays zero."""
-    radius = norm(weight)
+    radius = safe_norm(weight)
     weight.sub_(lr * radius * unit(U, (-2, -1)))
     weight.copy_(rescaled(weight, radius))
 
 
-def apply_(
+def apply_update_(
     weight: Tensor, U: Tensor, state: State, *, lr: Scalar, weight_decay: Scalar, cautious: bool = False,
     neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0, radial_brake: Scalar | None = None,
 ) -> None:  # fmt: skip

@@ -2,8 +2,15 @@
 
 from torch import Tensor
 
-from optimizers.building_blocks import Scalar, State, apply_, nesterov_momentum, spectral_scale, step_function
-from optimizers.polar import direction
+from optimizers.building_blocks import (
+    Scalar,
+    State,
+    apply_update_,
+    nesterov_momentum,
+    spectral_scale,
+    step_function,
+)
+from optimizers.polar import orthogonal_direction
 
 
 @step_function
@@ -22,8 +29,8 @@ def contra_muon(
     Result #11 is neuron_beta2=.95, update_floor=.35; its printed weight decay of .025 was never applied.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
-    U = spectral_scale(weight) * direction(u, polar, polar_steps, contra)
-    apply_(
+    U = spectral_scale(weight) * orthogonal_direction(u, polar, polar_steps, contra)
+    apply_update_(
         weight, U, state, lr=lr, weight_decay=weight_decay, cautious=cautious, neuron_beta2=neuron_beta2,
         update_floor=update_floor, radial_brake=radial_brake,
     )  # fmt: skip

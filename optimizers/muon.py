@@ -2,8 +2,15 @@
 
 from torch import Tensor
 
-from optimizers.building_blocks import Scalar, State, apply_, nesterov_momentum, spectral_scale, step_function
-from optimizers.polar import direction
+from optimizers.building_blocks import (
+    Scalar,
+    State,
+    apply_update_,
+    nesterov_momentum,
+    spectral_scale,
+    step_function,
+)
+from optimizers.polar import orthogonal_direction
 
 
 @step_function
@@ -23,8 +30,8 @@ def muon(
     A zero gradient from the start leaves W to its weight decay.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
-    U = spectral_scale(weight) * direction(u, polar, polar_steps, contra)
-    apply_(
+    U = spectral_scale(weight) * orthogonal_direction(u, polar, polar_steps, contra)
+    apply_update_(
         weight, U, state, lr=lr, weight_decay=weight_decay, cautious=cautious, neuron_beta2=neuron_beta2,
         update_floor=update_floor, radial_brake=radial_brake,
     )  # fmt: skip

@@ -5,17 +5,17 @@ from torch import Tensor
 from optimizers.building_blocks import (
     Scalar,
     State,
-    apply_,
+    apply_update_,
     average_,
     buffer,
     decay_,
     nesterov_momentum,
-    norm,
+    safe_norm,
     spectral_scale,
     step_function,
     unit,
 )  # fmt: skip
-from optimizers.polar import direction
+from optimizers.polar import orthogonal_direction
 
 
 @step_function
@@ -35,13 +35,13 @@ def normuon(
     column, after the spectral scale, v clamped at 1e-10 under the root. The other options are muon's.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
-    D = direction(u, polar, polar_steps, contra)
+    D = orthogonal_direction(u, polar, polar_steps, contra)
     if neuron_beta2 is None:
-        size = norm(D)
+        size = safe_norm(D)
         v = average_(buffer(state, "row_variance", D, (D.shape[-2], 1)), D.square().mean(-1, keepdim=True), beta2)
         D = D / (v.sqrt() + eps)
-        D = D * (size / (norm(D) + eps))
-    apply_(
+        D = D * (size / (safe_norm(D) + eps))
+    apply_update_(
         weight, spectral_scale(weight) * D, state, lr=lr, weight_decay=weight_decay, cautious=cautious,
         neuron_beta2=neuron_beta2, update_floor=update_floor, radial_brake=radial_brake,
     )  # fmt: skip
@@ -61,6 +61,6 @@ def u_normuon(
     """
     m, n = weight.shape[-2:]
     u = nesterov_momentum(grad, state, momentum, nesterov)
-    U = spectral_scale(weight) * (min(m, n) / m) ** 0.5 * unit(direction(u, polar, polar_steps), -1)
+    U = spectral_scale(weight) * (min(m, n) / m) ** 0.5 * unit(orthogonal_direction(u, polar, polar_steps), -1)
     decay_(weight, U, lr, weight_decay)
     weight.sub_(lr * U)

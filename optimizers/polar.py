@@ -7,7 +7,7 @@ A = X X^T on the short side; a method is its table of (a, b, c), whose last row 
 import torch
 from torch import Tensor
 
-from optimizers.building_blocks import is_off, norm, rescaled, unit
+from optimizers.building_blocks import Scalar, is_off, rescaled, safe_norm, unit
 
 COEFFICIENTS = {
     # 2s - 1.5s^3 + 0.5s^5: fixed point 1, converges to the exact factor. modded-nanogpt track 3 baseline; Aurora.
@@ -59,7 +59,7 @@ def polar(X: Tensor, method: str = "simple", steps: int | None = None) -> Tensor
 
 def exact_polar(X: Tensor) -> Tensor:
     """U V^T by singular value decomposition; directions whose singular value is rounding noise give zero."""
-    U, S, Vt = torch.linalg.svd(X / norm(X).clamp(min=torch.finfo(X.dtype).tiny), full_matrices=False)
+    U, S, Vt = torch.linalg.svd(X / safe_norm(X).clamp(min=torch.finfo(X.dtype).tiny), full_matrices=False)
     noise = max(X.shape[-2:]) * torch.finfo(S.dtype).eps * S[..., :1]
     return (U * (S > noise).to(S.dtype).unsqueeze(-2)) @ Vt
 
@@ -75,7 +75,7 @@ def coefficients(method: str, steps: int | None = None) -> list[tuple[float, flo
 
 def normalized(X: Tensor, eps: float = 1e-7) -> Tensor:
     """X / (|X| + eps) in the dtype of the matrix iterations: bfloat16 on CUDA (float64 excepted), else X's own."""
-    Y = X / (norm(X) + eps)
+    Y = X / (safe_norm(X) + eps)
     return Y.bfloat16() if X.is_cuda and X.dtype != torch.float64 else Y
 
 
@@ -85,16 +85,16 @@ def quintic_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
     return a * X + (b * A + c * A @ A) @ X
 
 
-def direction(u: Tensor, method: str, steps: int | None, contra: float | Tensor = 0.0) -> Tensor:
+def orthogonal_direction(u: Tensor, method: str, steps: int | None, contra: Scalar = 0.0) -> Tensor:
     """polar(u), with `contra` pushed away from the large singular directions of u (record #11's Contra-Muon)."""
     return contra_direction(polar(u, method, steps), u, contra)
 
 
-def contra_direction(P: Tensor, u: Tensor, contra: float | Tensor) -> Tensor:
+def contra_direction(P: Tensor, u: Tensor, contra: Scalar) -> Tensor:
     """P - (contra/2) u/opnorm(u), rescaled to |P|: less of what u has much of. 0 gives P back."""
     if is_off(contra):
         return P
-    return rescaled(P - 0.5 * contra * u / operator_norm(u), norm(P))
+    return rescaled(P - 0.5 * contra * u / operator_norm(u), safe_norm(P))
 
 
 def operator_norm(u: Tensor, iterations: int = 5) -> Tensor:
@@ -103,4 +103,44 @@ def operator_norm(u: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         a = unit(u @ v, dim=-2)
         v = unit(u.mT @ a, dim=-2)
-    return norm(u @ v).clamp(min=1e-10)
+    return safe_norm(u @ v).clamp(min=1e-10)
+
+
+# sum_k coefficient_k X_k over the iterates of `simple` maps s -> about s^p. modded-nanogpt@f411b3d
+# results/20260509_contra_soft_muon; the last iterate, X_12, has no weight.
+SOFT_COEFFICIENTS = {
+    0.1: (
+        0.1091613623, 0.07085664498, 0.05210528973, 0.05457295795, 0.05011334061, 0.03334622198,
+        0.05022104481, 0.1053727358, 0.1187323776, 0.1185061091, 0.1185059576, 0.1185059576,
+    ),
+}  # fmt: skip
+
+
+def soft_polar(X: Tensor, p: float = 0.1, scale: str = "none") -> tuple[Tensor, Tensor]:
+    """(U f(S) V^T, U V^T) of every X = U S V^T [..., m, n], f(s) about (s/s4)^p with s4 the Schatten-4 norm of X.
+
+    Both come of one run of 12 simple iterations from X / max(s4, 1e-7). scale "frobenius" brings the first factor to
+    Schatten-4 norm sqrt(min(m, n)), "frobenius_sqrt" half the way (geometrically), "none" leaves it.
+    Raises ValueError for a p without table and for an unknown scale.
+    """
+    if p not in SOFT_COEFFICIENTS:
+        raise ValueError(f"soft_polar has coefficients for p in {list(SOFT_COEFFICIENTS)}; found {p}")
+    exponents = {"none": 0.0, "frobenius_sqrt": 0.5, "frobenius": 1.0}
+    if scale not in exponents:
+        raise ValueError(f"soft_polar scale must be one of {list(exponents)}; found {scale!r}")
+    wide = X.mT if X.shape[-2] > X.shape[-1] else X
+    size = safe_norm(wide)
+    Y = normalized(wide, eps=torch.finfo(X.dtype).tiny)
+    Y = Y * (size / (size * schatten4_norm(Y)).clamp(min=1e-7)).to(Y.dtype)
+    soft = torch.zeros_like(Y)
+    for coefficient in SOFT_COEFFICIENTS[p]:
+        soft = soft + coefficient * Y
+        Y = quintic_step(Y, *COEFFICIENTS["simple"][0])
+    soft = soft * (wide.shape[-2] ** 0.5 / schatten4_norm(soft).clamp(min=1e-10)) ** exponents[scale]
+    soft, Y = soft.to(X.dtype), Y.to(X.dtype)
+    return (soft.mT, Y.mT) if X.shape[-2] > X.shape[-1] else (soft, Y)
+
+
+def schatten4_norm(X: Tensor) -> Tensor:
+    """Fourth root of the sum of s^4 [..., 1, 1], on the short side of a wide X."""
+    return safe_norm(X @ X.mT).sqrt()
