@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from records.logs import Entry, Run, read_entry
-from records.statistics import Summary, summarize_entry, threshold
+from records.statistics import Crossing, StepStatistics, Summary, summarize_entry, threshold
 from records.tracks import entry_track
 
 
@@ -41,7 +41,7 @@ def summarize(entry: Entry, target: float | None = None) -> Summary:
 def as_json(summary: Summary) -> dict:
     """Plain data for JSON; what is not a finite number is null."""
     judged = summary.judged
-    return _finite(
+    return finite(
         {
             "name": summary.name,
             "runs": summary.n,
@@ -83,19 +83,12 @@ def as_text(summary: Summary) -> Iterator[str]:
         yield f"{summary.name}: no run found"
         yield from _warning_lines(summary.warnings)
         return
-    yield f"{summary.name}: {_count(summary.n, 'run')}, {_told_runs(summary.runs)}"
+    yield f"{summary.name}: {count(summary.n, 'run')}, {_told_runs(summary.runs)}"
     yield from _verdict_lines(summary)
     if summary.steps:
         yield ""
         head = ["step", "mean", "std", "min", "max", "statistic", "z", "p", ""]
-        rows = [
-            [
-                str(at.step), f"{at.mean:.5f}", f"{at.std:.5f}" if at.n > 1 else "-", f"{at.min:.5f}", f"{at.max:.5f}",
-                f"{at.statistic:.5f}", f"{at.z:.2f}", f"{at.p:.2g}", "significant" if at.significant else "",
-            ]
-            for at in summary.steps
-        ]  # fmt: skip
-        yield from table(head, rows)
+        yield from table(head, [_step_row(at) for at in summary.steps])
     yield ""
     head = ["run", "seed", "steps", "last step", "val_loss", "first at target", "interpolated"]
     yield from table(head, [_run_row(*pair) for pair in zip(summary.runs, summary.crossings, strict=True)])
@@ -116,7 +109,7 @@ def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
 def _told_runs(runs: Iterable[Run]) -> str:
     files = len({run.path for run in runs})
     totals = sorted({run.total_steps for run in runs})
-    return f"{_count(files, 'file')}, {' or '.join(map(str, totals))} steps"
+    return f"{count(files, 'file')}, {' or '.join(map(str, totals))} steps"
 
 
 def _verdict_lines(summary: Summary) -> Iterator[str]:
@@ -130,16 +123,22 @@ def _verdict_lines(summary: Summary) -> Iterator[str]:
     else:
         yield f"target {summary.target}: not shown at any common step; at the last one, {at.step}:"
     spread = f", std {at.std:.5f}" if at.n > 1 else ""
-    yield f"  mean val_loss {at.mean:.5f} over {_count(at.n, 'run')}{spread}"
+    yield f"  mean val_loss {at.mean:.5f} over {count(at.n, 'run')}{spread}"
     yield f"  {rule}; z {at.z:.2f}, p {at.p:.2g}"
     crossed = sum(crossing is not None for crossing in summary.crossings)
     mean = f", on average at step {summary.first_crossing_step:.1f}" if summary.first_crossing_step else ""
-    yield f"  {crossed} of {_count(summary.n, 'run')} came to the target{mean}"
+    yield f"  {crossed} of {count(summary.n, 'run')} came to the target{mean}"
     if summary.ms_per_step is not None:
         yield f"  {summary.ms_per_step:.2f} ms a step (median between validations)"
 
 
-def _run_row(run: Run, crossing) -> list[str]:
+def _step_row(at: StepStatistics) -> list[str]:
+    losses = (at.mean, at.std if at.n > 1 else None, at.min, at.max, at.statistic)
+    told = ["-" if value is None else f"{value:.5f}" for value in losses]
+    return [str(at.step), *told, f"{at.z:.2f}", f"{at.p:.2g}", "significant" if at.significant else ""]
+
+
+def _run_row(run: Run, crossing: Crossing | None) -> list[str]:
     last = run.validations[-1]
     return [
         run.name if run.index else run.path.name,
@@ -159,14 +158,15 @@ def _warning_lines(warnings: Iterable[str]) -> Iterator[str]:
         yield f"  - {warning}"
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
+    """1 run, 2 runs."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def _finite(value):
+def finite(value: object) -> object:
     """NaN and infinities, which JSON does not have, become None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
