@@ -5,6 +5,7 @@ from optimizers.adamw import adamw
 from optimizers.aurora import aurora
 from optimizers.contra_muon import contra_muon
 from optimizers.hyperball import adamh, muonh, normuonh
+from optimizers.matrix_optimizer import MatrixOptimizer  # noqa: F401 (for users of the package)
 from optimizers.muon import muon
 from optimizers.muoneq import muoneq
 from optimizers.muonsq import muonsq

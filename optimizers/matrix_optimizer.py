@@ -1,0 +1,555 @@
+"""MatrixOptimizer: any step function on the matrices of any model, on one process or many.
+
+A step function (`optimizers.STEPS`) knows one stack of equal matrices. This module brings the matrices of a
+model into such stacks, gives every rank a share of each, moves gradients and weights, compiles, and keeps the
+state per parameter. It holds no optimizer's math.
+
+One update with several ranks:
+
+    reduce   every stack: reduce-scatter the gradients, so that each rank gets the mean of the matrices it owns
+    step     every stack, as its gradients arrive: the step function on the owned matrices
+    gather   every stack: all-gather the stepped weights, while the next stack steps
+"""
+
+import difflib
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# On CPU one call of the step function gets at most this many elements, or one matrix where that is larger: small
+# matrices share the cost of the Python calls, large ones need no copy and stay in cache. On other devices it gets
+# the whole stack.
+CPU_CALL_ELEMENTS = 2**18
+
+# What a parameter group may hold beside `step` and its hyperparameters.
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr")
+
+
+class MatrixOptimizer(torch.optim.Optimizer):
+    """Steps the matrices of a model with one of this package's step functions, or with one of your own.
+
+        optimizer = MatrixOptimizer(matrices, step="muon", lr=0.02, weight_decay=0.01)
+
+    params: 2-D float32 or float64 parameters, groups of them, or (name, parameter) pairs. A parameter of more
+        dimensions is a stack of matrices, [..., m, n]. The rest of a model (gains, biases, embeddings) is for
+        another optimizer.
+    step: a name in `optimizers.STEPS`, or a function `step(weight, grad, state, *, lr, **hyperparameters)` that
+        keeps its state in tensors with the weight's leading dimensions. Groups may carry their own step, lr and
+        hyperparameters.
+    lr, hyperparameters: of the step function; what is left out takes its defaults, so that `param_groups` shows
+        every value in effect. They may be changed between steps. A compiled step takes any `lr` without
+        recompiling, and any other value that is a 0-d tensor (fill the tensor to change it).
+    reduce_gradients: with an initialised process group, average the gradients over its ranks, as
+        DistributedDataParallel does. False: they are averaged already (the model is wrapped in it).
+    compile: whether to compile the step function. None: on CUDA; on CPU eager measured as fast.
+
+    A parameter without a gradient keeps its weight and state, as in torch.optim. With several ranks and
+    `reduce_gradients`, a parameter is stepped where any rank has its gradient; a rank without it counts as zero.
+
+    With several ranks `state[p]` is this rank's part, and `state_dict()` is collective: call it on every rank,
+    even if only one saves. It returns the whole state on every rank, and loads at any number of ranks.
+
+    Raises TypeError for an unknown hyperparameter, and for a parameter that is no dense float32 or float64
+    matrix; ValueError for an unknown step, for no parameters, and for a parameter given twice.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        step: str | Callable,
+        lr: float | Tensor | None = None,
+        *,
+        reduce_gradients: bool = True,
+        compile: bool | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        params = list(params)
+        if not params:
+            raise ValueError(
+                "expected a model's matrices, found an empty list; pass its parameters with ndim >= 2"
+            )
+        self.reduce_gradients, self.compile = reduce_gradients, compile
+        self._forget_stacks()
+        step = resolve_step(step)
+        self._given = hyperparameters if lr is None else {"lr": lr, **hyperparameters}
+        check_hyperparameters(step, self._given)
+        super().__init__(params, {"step": step, **hyperparameters_of(step), **self._given})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters, perhaps with their own step, lr and hyperparameters; raises as the constructor does.
+
+        Values given to the constructor reach a group with another step function where that one knows them.
+        """
+        step = resolve_step(param_group.get("step", self.defaults["step"]))
+        known = hyperparameters_of(step)
+        given = {name: value for name, value in param_group.items() if name not in (*GROUP_KEYS, "step")}
+        check_hyperparameters(step, given)
+        inherited = {name: value for name, value in self._given.items() if name in known}
+        values = {**known, **inherited, **given}
+        for name, value in values.items():
+            if value is inspect.Parameter.empty:
+                raise TypeError(f"{step.__name__} needs a value for {name!r}; pass {name}=...")
+        params = param_group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        check_parameters(params)
+        super().add_param_group({**param_group, **values, "params": params, "step": step})
+        for name in self.defaults.keys() - known.keys() - {"step"}:
+            del self.param_groups[-1][name]  # torch filled in the hyperparameters of another step function
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates every parameter that has a gradient; returns what `closure` returns, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        stacks = self._planned_stacks()
+        gradients = [gradients_of(stack) for stack in stacks]
+        if self._world == 1:
+            for stack, of_stack in zip(stacks, gradients, strict=True):
+                advance(stack, weights_of(stack), of_stack, self.compile)
+        elif self.reduce_gradients:
+            self._step_shares(stacks, reduce_to_owners(stacks, gradients, self._world))
+        else:
+            shares = [of_stack[stack.owned] for stack, of_stack in zip(stacks, gradients, strict=True)]
+            self._step_shares(stacks, shares)
+        for stack in stacks:
+            if stack.grew:
+                self._show_state(stack)
+        return loss
+
+    def _step_shares(self, stacks: list["MatrixStack"], arriving: Iterable[list[Tensor | None]]) -> None:
+        """Steps each stack's owned matrices as their gradients arrive, and sends the weights to all ranks."""
+        departed = []
+        for stack, gradients in zip(stacks, arriving, strict=True):
+            weights = weights_of(stack)
+            advance(stack, weights[stack.owned], gradients, self.compile)
+            departed.append((weights, *gather_from_owners(stack, weights)))
+        for weights, work, gathered in departed:
+            work.wait()
+            torch._foreach_copy_(weights, gathered)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and groups in torch's usual form, whole on every rank. Collective: call it on every rank.
+
+        The step function is saved by its name, so that `torch.load(..., weights_only=True)` reads the file.
+        """
+        stacks, own = self._planned_stacks(), self.state
+        if self._world > 1:
+            self.state = collect_state(stacks, self._world)
+        try:
+            packed = super().state_dict()
+        finally:
+            self.state = own
+        for group in packed["param_groups"]:
+            group["step"] = group["step"].__name__
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` returned at any number of ranks, without communication.
+
+        Raises ValueError, before anything changes, where groups, step functions or shapes differ from this
+        optimizer's.
+        """
+        saved_groups, groups = state_dict["param_groups"], self.param_groups
+        expected = [(group["step"].__name__, len(group["params"])) for group in groups]
+        found = [(saved["step"], len(saved["params"])) for saved in saved_groups]
+        if expected != found:
+            raise ValueError(
+                f"expected the state of groups (step, parameters) {expected}, found {found}; build the optimizer "
+                "with the groups it was saved with"
+            )
+        params = [param for group in groups for param in group["params"]]
+        indices = [index for saved in saved_groups for index in saved["params"]]
+        states = {
+            param: fitting_state(state_dict["state"][index], param, index)
+            for param, index in zip(params, indices, strict=True)
+            if index in state_dict["state"]
+        }
+        before = [dict(group) for group in groups]
+        merged = [
+            {**old, **saved, "step": old["step"]} for old, saved in zip(before, saved_groups, strict=True)
+        ]
+        super().load_state_dict({"state": {}, "param_groups": merged})
+        for group, old in zip(self.param_groups, before, strict=True):
+            for name, value in old.items():  # who schedules by filling this tensor keeps it
+                if isinstance(value, Tensor):
+                    group[name] = value.fill_(float(group[name]))
+        self._forget_stacks()
+        self.state.update(states)
+
+    def _planned_stacks(self) -> list["MatrixStack"]:
+        """The stacks of all groups; made at first use, when the device and the number of ranks are known."""
+        grouped = dist.is_available() and dist.is_initialized()
+        world, rank = (dist.get_world_size(), dist.get_rank()) if grouped else (1, 0)
+        if world != self._world and self._stacks:
+            if self._world > 1:
+                raise RuntimeError(
+                    f"expected the {self._world} ranks that share the state, found {world}; call state_dict() "
+                    "while they are there and load it afterwards"
+                )
+            self._forget_stacks()
+        if not self._stacks:
+            self._world, self._load = world, [0] * world
+        for group in self.param_groups[self._planned_groups :]:
+            for stack in stacks_of(group, self._load, rank):
+                adopt_state(stack, self.state)
+                self._stacks.append(stack)
+                self._show_state(stack)
+        self._planned_groups = len(self.param_groups)
+        return self._stacks
+
+    def _forget_stacks(self) -> None:
+        """Lets the next use make the stacks anew, out of what `self.state` holds."""
+        self._stacks: list[MatrixStack] = []
+        self._planned_groups, self._world = 0, 1
+
+    def _show_state(self, stack: "MatrixStack") -> None:
+        """Shows the state of the owned matrices in `self.state`, in torch's form, as views."""
+        stack.grew = False
+        for param, part, within in stack.shares():
+            self.state.pop(param, None)
+            if all(stack.started[part]):
+                lead = param.shape[:-2] if whole(param, within) else [part.stop - part.start]
+                self.state[param] = {
+                    name: tensor[part].view(*lead, *tensor.shape[1:]) for name, tensor in stack.state.items()
+                }
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("reduce_gradients", "compile", "_given")}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_stacks()
+
+
+@dataclass
+class MatrixStack:
+    """The matrices of a parameter group that share shape, dtype and device, and this rank's share of them.
+
+    Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's tensors
+    for the owned matrices, [owned, ...]; `started[i]` says that the i-th of them has been stepped, so that its
+    state counts; `grew` that this has changed since the state was last shown.
+    """
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    counts: list[int]
+    owned: slice
+    state: dict[str, Tensor] = field(default_factory=dict)
+    started: list[bool] = field(default_factory=list)
+    grew: bool = False
+
+    def shares(self, rank_range: slice | None = None) -> list[tuple[Tensor, slice, slice]]:
+        """The parameters in a range of the stack (the owned one): (parameter, place in the range, place in it)."""
+        target, first, shares = rank_range or self.owned, 0, []
+        for param in self.params:
+            start, stop = max(target.start, first), min(target.stop, first + count_matrices(param))
+            if start < stop:
+                here = slice(start - target.start, stop - target.start)
+                shares.append((param, here, slice(start - first, stop - first)))
+            first += count_matrices(param)
+        return shares
+
+
+# -------------------------------------------------------------------------------------------------
+# Step functions and what a group may hold
+# -------------------------------------------------------------------------------------------------
+
+
+def resolve_step(step: str | Callable) -> Callable:
+    """The step function of a name; a function is returned as it is. Raises ValueError for an unknown name."""
+    if callable(step):
+        return step
+    from optimizers import STEPS  # here, because the package imports this module
+
+    if step not in STEPS:
+        raise ValueError(f"unknown step {step!r}{nearest(step, STEPS)}; known: {', '.join(sorted(STEPS))}")
+    return STEPS[step]
+
+
+@functools.cache
+def hyperparameters_of(step: Callable) -> dict[str, Any]:
+    """Keyword-only parameters of a step function and their defaults (`inspect.Parameter.empty`: it has none)."""
+    parameters = inspect.signature(step).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_hyperparameters(step: Callable, given: dict[str, Any]) -> None:
+    known = hyperparameters_of(step)
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known)
+            raise TypeError(
+                f"{step.__name__} has no hyperparameter {name!r}{hint}; it has {', '.join(known)}"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_parameters(params: list) -> None:
+    """Raises TypeError or ValueError where one of the parameters, or (name, parameter) pairs, cannot be stepped."""
+    if not params:
+        raise ValueError("expected a group of matrices, found one without parameters; leave it out")
+    named = [entry if isinstance(entry, tuple) else (f"parameter {i}", entry) for i, entry in enumerate(params)]
+    seen = set()
+    for name, param in named:
+        if not isinstance(param, Tensor):
+            raise TypeError(f"expected parameters, found {name} of type {type(param).__name__}")
+        found = f"{name} of shape {tuple(param.shape)} and {param.dtype}"
+        if id(param) in seen:
+            raise ValueError(f"{found} is given twice; tied weights are one parameter, pass it once")
+        seen.add(id(param))
+        if param.layout is not torch.strided:
+            raise TypeError(f"expected dense matrices, found {found}, {param.layout}; use another optimizer")
+        if param.ndim < 2:
+            raise TypeError(f"expected matrices, found {found}; give gains and biases to torch.optim.AdamW")
+        if param.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"expected float32 or float64 weights, found {found}; keep float32 weights and cast them where "
+                "they are used (an embedding in half precision stays with AdamW)"
+            )
+        if param.numel() == 0:
+            raise ValueError(f"expected matrices with elements, found {found}; leave it out")
+
+
+# -------------------------------------------------------------------------------------------------
+# Stacks of matrices
+# -------------------------------------------------------------------------------------------------
+
+
+def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[MatrixStack]:
+    """The stacks of a group, shared out evenly over the ranks; adds to `load`, the work of each rank.
+
+    Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.
+    """
+    alike: dict[tuple, list[Tensor]] = {}
+    for param in group["params"]:
+        alike.setdefault((*param.shape[-2:], param.dtype, param.device), []).append(param)
+    for (m, n, *_), params in alike.items():
+        share, left = divmod(sum(map(count_matrices, params)), len(load))
+        lightest = sorted(range(len(load)), key=load.__getitem__)[:left]
+        counts = [share + (owner in lightest) for owner in range(len(load))]
+        for owner, count in enumerate(counts):
+            load[owner] += count * m * n * min(m, n)  # a product of the matrix with its smaller side
+        first = sum(counts[:rank])
+        owned = slice(first, first + counts[rank])
+        yield MatrixStack(group, params, counts, owned, started=[False] * counts[rank])
+
+
+def count_matrices(param: Tensor) -> int:
+    return param.shape[:-2].numel()
+
+
+def whole(param: Tensor, within: slice) -> bool:
+    return within.stop - within.start == count_matrices(param)
+
+
+def matrices_in(tensor: Tensor) -> list[Tensor]:
+    """[..., m, n] -> its matrices as views, whatever the strides."""
+    if tensor.ndim == 2:
+        return [tensor]
+    return [matrix for part in tensor.unbind() for matrix in matrices_in(part)]
+
+
+def weights_of(stack: MatrixStack) -> list[Tensor]:
+    return [matrix for param in stack.params for matrix in matrices_in(param.detach())]
+
+
+def gradients_of(stack: MatrixStack) -> list[Tensor | None]:
+    """The gradient of every matrix of a stack, None where there is none; TypeError for a sparse one."""
+    gradients: list[Tensor | None] = []
+    for param in stack.params:
+        if param.grad is None:
+            gradients += [None] * count_matrices(param)
+        elif param.grad.layout is not torch.strided:
+            raise TypeError(
+                f"expected dense gradients, found layout {param.grad.layout} for a parameter of shape "
+                f"{tuple(param.shape)}; use nn.Embedding(sparse=False), or another optimizer for it"
+            )
+        else:
+            gradients += matrices_in(param.grad)
+    return gradients
+
+
+def advance(
+    stack: MatrixStack, weights: list[Tensor], gradients: list[Tensor | None], compiling: bool | None
+) -> None:
+    """Calls the step function on the owned matrices that have a gradient; updates `weights` and the state.
+
+    Matrices with and without state never share a call: a step function begins where it finds no state.
+    """
+    if not weights:
+        return
+    step, (m, n), device = stack.group["step"], weights[0].shape, weights[0].device.type
+    values = {name: stack.group[name] for name in hyperparameters_of(step)}
+    compiling = device == "cuda" if compiling is None else compiling
+    if compiling and not isinstance(values["lr"], Tensor):
+        values["lr"] = torch.tensor(values["lr"], dtype=weights[0].dtype)
+    limit = max(1, CPU_CALL_ELEMENTS // (m * n)) if device == "cpu" else len(weights)
+    for start, stop, started in runs(gradients, stack.started, limit):
+        single = stop - start == 1
+        where = start if single else slice(start, stop)
+        weight = weights[start] if single else torch.stack(weights[where])
+        gradient = gradients[start] if single else torch.stack(gradients[where])
+        held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
+        state = dict(held)
+        # The first step of a matrix creates its state. It runs as written, so that one form only is compiled.
+        function = compiled(step, weight.shape) if compiling and started else step
+        function(weight, gradient, state, **values)
+        if not single:
+            torch._foreach_copy_(weights[where], list(weight.unbind()))
+        for name, tensor in state.items():
+            if tensor is not held.get(name):
+                keep_state(stack, name, tensor if not single else tensor[None], slice(start, stop))
+        if not started:
+            stack.started[start:stop] = [True] * (stop - start)
+            stack.grew = True
+
+
+def runs(gradients: list[Tensor | None], started: list[bool], limit: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, stop, started) of neighbours with a gradient, all or none with state, at most `limit` together."""
+    alike = itertools.groupby(range(len(started)), key=lambda i: (gradients[i] is not None, started[i]))
+    for (present, begun), neighbours in alike:
+        first, *others = neighbours
+        stop = first + 1 + len(others)
+        for start in range(first, stop, limit) if present else ():
+            yield start, min(start + limit, stop), begun
+
+
+@functools.cache
+def compiled(step: Callable, shape: torch.Size) -> Callable:
+    """The step function compiled for stacks of a shape. Every shape has its own count of recompilations."""
+    return torch.compile(step, fullgraph=True, dynamic=False, isolate_recompiles=True)
+
+
+# -------------------------------------------------------------------------------------------------
+# State
+# -------------------------------------------------------------------------------------------------
+
+
+def keep_state(stack: MatrixStack, name: str, tensor: Tensor, where: slice) -> None:
+    """Copies a state tensor of some owned matrices, [k, ...], into the stack's."""
+    if name not in stack.state:
+        stack.state[name] = tensor.new_zeros((len(stack.started), *tensor.shape[1:]))
+    stack.state[name][where] = tensor
+
+
+def adopt_state(stack: MatrixStack, states: dict[Tensor, dict[str, Tensor]]) -> None:
+    """Takes over the state of the owned matrices, of which `states[p]` has the whole parameter's or this part."""
+    for param, part, within in stack.shares():
+        for name, tensor in states.get(param, {}).items():
+            lead = param.ndim - 2
+            if tensor.shape[:lead] == param.shape[:-2]:
+                tensor = tensor.reshape(-1, *tensor.shape[lead:])[within]
+            keep_state(stack, name, tensor, part)
+        stack.started[part] = [param in states] * (part.stop - part.start)
+
+
+def fitting_state(state: dict[str, Tensor], param: Tensor, index: int) -> dict[str, Tensor]:
+    """A loaded state on the parameter's device, and in its precision where it is float32 or float64."""
+    fitting = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.shape[: param.ndim - 2] != param.shape[:-2]:
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"expected {name!r} of parameter {index}, of shape {tuple(param.shape)}, to be a tensor with "
+                f"leading dimensions {tuple(param.shape[:-2])}, found {found}; the state is of another model"
+            )
+        dtype = param.dtype if tensor.dtype in (torch.float32, torch.float64) else tensor.dtype
+        fitting[name] = tensor.to(param.device, dtype)
+    return fitting
+
+
+# -------------------------------------------------------------------------------------------------
+# Ranks
+# -------------------------------------------------------------------------------------------------
+
+
+def places(stack: MatrixStack) -> list[int]:
+    """Where each matrix lies in a buffer of equal slots, one a rank; a short share leaves its slot's end free."""
+    slot = max(stack.counts)
+    return [rank * slot + index for rank, count in enumerate(stack.counts) for index in range(count)]
+
+
+def reduce_to_owners(
+    stacks: list[MatrixStack], gradients: list[list[Tensor | None]], world: int
+) -> Iterator[list[Tensor | None]]:
+    """For each stack the owned matrices' gradients, averaged over the ranks; None where no rank has one.
+
+    All reductions start before the first is waited for.
+    """
+    # Whether any rank has a gradient: asked for first, so that the answer comes while the reductions travel.
+    flags = torch.tensor([grad is not None for of_stack in gradients for grad in of_stack], dtype=torch.int32)
+    flags = flags.to(stacks[0].params[0].device)
+    asked = dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
+    travelling = []
+    for stack, of_stack in zip(stacks, gradients, strict=True):
+        weight, slot = stack.params[0], max(stack.counts)
+        buffer = weight.new_zeros((world * slot, *weight.shape[-2:]))
+        slots = buffer.unbind()
+        for place, gradient in zip(places(stack), of_stack, strict=True):
+            if gradient is not None:
+                slots[place].copy_(gradient)
+        own = weight.new_empty((slot, *weight.shape[-2:]))
+        travelling.append((dist.reduce_scatter_single(own, buffer, async_op=True), own, buffer))
+    asked.wait()
+    has_gradient = iter(flags.tolist())
+    for stack in stacks:
+        work, own, _ = travelling.pop(0)
+        work.wait()
+        own.div_(world)
+        present = [next(has_gradient) for _ in range(sum(stack.counts))][stack.owned]
+        yield [grad if has else None for grad, has in zip(own, present, strict=False)]
+
+
+def gather_from_owners(stack: MatrixStack, weights: list[Tensor]) -> tuple[dist.Work, list[Tensor]]:
+    """Starts sending the owned `weights` to all ranks; all weights will have arrived when the work is done."""
+    slot = max(stack.counts)
+    own = weights[0].new_zeros((slot, *weights[0].shape))
+    if stack.started:
+        torch._foreach_copy_(list(own.unbind())[: len(stack.started)], weights[stack.owned])
+    everyone = own.new_empty((len(stack.counts) * slot, *weights[0].shape))
+    work = dist.all_gather_single(everyone, own, async_op=True)
+    arrived = everyone.unbind()
+    return work, [arrived[place] for place in places(stack)]
+
+
+def collect_state(stacks: list[MatrixStack], world: int) -> dict[Tensor, dict[str, Tensor]]:
+    """The state of every parameter that has been stepped, on every rank, from the ranks that hold its parts."""
+    held = [({name: (t.shape[1:], t.dtype) for name, t in s.state.items()}, s.started) for s in stacks]
+    held_by_rank: list[Any] = [None] * world
+    dist.all_gather_object(held_by_rank, held)
+    parts: dict[Tensor, dict[str, list[Tensor]]] = {}
+    for index, stack in enumerate(stacks):
+        first = 0
+        for rank, count in enumerate(stack.counts):
+            forms, started = held_by_rank[rank][index]
+            shares = stack.shares(slice(first, first + count))
+            first += count
+            for name, (shape, dtype) in forms.items():
+                tensor = torch.empty((count, *shape), dtype=dtype, device=stack.params[0].device)
+                if rank == dist.get_rank():
+                    tensor.copy_(stack.state[name])
+                dist.broadcast(tensor, src=rank)
+                for param, part, _ in shares:
+                    if all(started[part]):
+                        parts.setdefault(param, {}).setdefault(name, []).append(tensor[part])
+    return {
+        param: {
+            name: torch.cat(pieces).view(*param.shape[:-2], *pieces[0].shape[1:])
+            for name, pieces in state.items()
+        }
+        for param, state in parts.items()
+    }
