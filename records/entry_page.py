@@ -1,6 +1,7 @@
 """An entry's own page: `records/<track>/<entry>/README.md` and its figure, made from its recipe and logs."""
 
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from records.pictures import Curve, curves_picture
 from records.recipe_table import side_by_side
 from records.statistics import Summary, summarize_entry, threshold
 from records.tracks import Track
+
+# Of an entry: no path, no markup, the same on every disk.
+PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
 
 class EntryError(RecordError):
@@ -75,8 +79,8 @@ def mean_curve(name: str, summary: Summary) -> Curve:
     )
 
 
-def entry_page(standing: Standing, track: Track) -> Page:
-    """The README and figure of an entry; the recipe it names as its base is looked up beside it."""
+def entry_page(standing: Standing, track: Track, neighbours: Path) -> Page:
+    """The README and figure of an entry; `neighbours` is the track's folder, where its base is looked up."""
     summary = standing.summary
     curve = mean_curve(standing.name, summary)
     parts = [f"# {escape(standing.name)}\n"]
@@ -95,7 +99,7 @@ def entry_page(standing: Standing, track: Track) -> Page:
         parts += ["## Warnings\n", "\n".join(f"- {escape(warning)}" for warning in summary.warnings) + "\n"]
     parts += ["## Effective recipe\n", fenced(standing.recipe_text, "toml")]
     if "base" in standing.recipe:
-        parts += difference(standing)
+        parts += difference(standing, neighbours)
     parts.append("Made from the logs in this folder by `python -m records`; do not edit.\n")
     picture = curves_picture([curve], track.target) if curve.steps else None
     return Page(standing.folder, "\n".join(parts), picture)
@@ -153,13 +157,13 @@ def runs_table(summary: Summary) -> str:
     return table(("seed", judged, "last val_loss", "first crossing", "log"), rows, right=(0, 1, 2, 3))
 
 
-def difference(standing: Standing) -> list[str]:
+def difference(standing: Standing, neighbours: Path) -> list[str]:
     """What the recipe changes of its base, an entry or a shipped recipe of the same track."""
-    base, track_folder = str(standing.recipe["base"]), standing.folder.parent
+    base = str(standing.recipe["base"])
     parts = [f"## Difference from {escape(base)}\n"]
-    files = [track_folder / base / "recipe.toml", track_folder / f"{base}.toml"]
+    files = [neighbours / base / "recipe.toml", neighbours / f"{base}.toml"]
     # A recipe is a stranger's text: its base names a neighbour, never a path.
-    path = next((f for f in files if Path(base).name == base and f.is_file()), None)
+    path = next((f for f in files if PLAIN_NAME.fullmatch(base) and f.is_file()), None)
     if path is None:
         return [*parts, "No entry and no recipe of that name is here to compare with.\n"]
     all_said = path.name == "recipe.toml"  # a shipped recipe leaves defaults unsaid

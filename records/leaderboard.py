@@ -55,7 +55,8 @@ def track_pages(track: Track, records: Path = RECORDS) -> list[Page]:
     """The page of each entry of a track, then the track's own."""
     folder = records / track.name
     entries = read_standings(folder, track)
-    return [*(entry_page(entry, track) for entry in entries), leaderboard_page(folder, track, entries)]
+    pages = [entry_page(entry, track, folder) for entry in entries]
+    return [*pages, leaderboard_page(folder, track, entries)]
 
 
 def read_standings(folder: Path, track: Track) -> list[Standing]:
