@@ -4,8 +4,8 @@ The pairwise rule of the benchmark, at the step each side claims:
 
     (loss_difference + step_difference * slope) / sqrt(1/n1 + 1/n2) >= 0.004
 
-says the first is better. Both differences are the second's minus the first's; the slope is 0.0045 of loss per 100
-steps on FineWeb (measured around 3300 steps by shortening one entry by 200). The 0.004 scales with the sigma.
+says the first is better. Both differences are the second's minus the first's; the slope is 0.0045 of loss per
+100 steps on FineWeb (measured around 3300 steps by shortening one entry by 200). The 0.004 scales with sigma.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def read_side(path: str | Path, target: float | None = None) -> Side:
 
 
 def side(summary: Summary, track: Track) -> Side:
-    """An entry at its first significant step, else at its last common one. Raises RecordError where it has none."""
+    """An entry at its first significant step, else at its last common one. Raises RecordError without one."""
     at = summary.judged
     if at is None or not math.isfinite(at.mean):
         found = (
@@ -193,7 +193,7 @@ def shortening_slope(first: Side, second: Side) -> float:
 
 
 def curve_slope(summary: Summary) -> float | None:
-    """Loss per step by which the mean curve falls over its last tenth (least squares); None without two steps."""
+    """Fall of the mean curve over its last tenth, loss per step (least squares); None without two steps."""
     late = [at for at in summary.steps if at.step >= 0.9 * summary.steps[-1].step and math.isfinite(at.mean)]
     if len(late) < 2:
         return None
@@ -223,8 +223,8 @@ def runs_needed(gain: float, n1: int, n2: int, asked: float) -> tuple[int, int] 
 def bootstrapped(first: Summary | None, second: Summary | None) -> dict:
     """Differences in loss at the last common step and in steps to the target, second minus first.
 
-    95% percentile intervals of 2000 bootstrap resamples over the runs of each side. Where a resampled mean curve
-    stays above the target, it is continued in a straight line, as steep as over its last tenth.
+    95% percentile intervals of 2000 bootstrap resamples over the runs of each side. A resampled mean curve
+    that stays above the target is continued in a straight line, as steep as over its last tenth.
     """
     nothing = {"common_step": None, "loss_at_common_step": None, "steps_to_target": None}
     if first is None or second is None or not (steps := common_steps([*first.runs, *second.runs])):
@@ -267,7 +267,7 @@ def bootstrapped(first: Summary | None, second: Summary | None) -> dict:
 
 
 def mean_crossing(steps: Sequence[int], means: np.ndarray, target: float) -> np.ndarray:
-    """Where curves [..., steps] first come to the target, interpolated or continued; nan where they do not fall."""
+    """Where curves [..., steps] first come to the target, interpolated or continued; nan if not falling."""
     x = np.asarray(steps, dtype=float)
     below = means <= target
     i = np.where(below.any(-1), below.argmax(-1), len(x) - 1)
@@ -292,8 +292,8 @@ def as_json(pair: Comparison) -> dict:
     plain = {side: {key: getattr(getattr(pair, side), key) for key in ("name", "step", "mean", "n")}
              for side in ("first", "second")}  # fmt: skip
     keys = (
-        "loss_difference", "step_difference", "slope", "left_hand_side", "rounded_left_hand_side", "threshold",
-        "z", "p", "verdict", "runs_needed", "more_seeds", "common_step",
+        "loss_difference", "step_difference", "slope", "left_hand_side", "rounded_left_hand_side",
+        "threshold", "z", "p", "verdict", "runs_needed", "more_seeds", "common_step",
     )  # fmt: skip
     plain |= {key: getattr(pair, key) for key in keys}
     for key in ("loss_at_common_step", "steps_to_target"):

@@ -75,7 +75,7 @@ def same_curve_twice(entry: Entry) -> Iterator[str]:
 
 
 def seeds_missing(entry: Entry) -> Iterator[str]:
-    """Gaps in the sequence, a first seed that is not 0 or 1, planned seeds not run, seeds run twice."""
+    """Runs without a seed, gaps in the sequence, planned seeds not run, seeds run twice."""
     seeds = sorted({run.seed for run in entry.runs if run.seed is not None})
     unknown = [run for run in entry.runs if run.seed is None]
     if seeds and unknown:
@@ -83,9 +83,6 @@ def seeds_missing(entry: Entry) -> Iterator[str]:
     if seeds and (gaps := _gaps(seeds)):
         files = _files(log for log in entry.logs if any(run.seed is not None for run in log.runs))
         yield f"seeds missing from the sequence {_ranges(seeds)}: {_ranges(gaps)} ({files})"
-    if seeds and seeds[0] > 1:
-        first = [run for run in entry.runs if run.seed == seeds[0]]
-        yield f"the seeds begin at {seeds[0]}, not at 0 or 1: {_runs(entry, first)}"
     for log in entry.logs:
         if not_run := sorted(planned_seeds(log) - {run.seed for run in log.runs}):
             yield f"planned seeds that were not run: {_ranges(not_run)} in {log.path.name}"
@@ -94,6 +91,14 @@ def seeds_missing(entry: Entry) -> Iterator[str]:
     ).items():
         if len(group) > 1:
             yield f"seed {seed} was run {len(group)} times: {_runs(entry, group)}"
+
+
+def seeds_begin_late(entry: Entry) -> Iterator[str]:
+    """One run with a seed of its own is what a hand-picked run looks like."""
+    seeded = [run for run in entry.runs if run.seed is not None]
+    first = min(seeded, key=lambda run: run.seed, default=None)
+    if first and first.seed > 1:
+        yield f"the seeds begin at {first.seed}, not at 0 or 1: {_runs(entry, [first])}"
 
 
 def runs_that_end_early(entry: Entry) -> Iterator[str]:
@@ -138,6 +143,7 @@ DOUBTS: tuple[Callable[[Entry], Iterator[str]], ...] = (
     different_total_steps,
     same_curve_twice,
     seeds_missing,
+    seeds_begin_late,
     runs_that_end_early,
     not_finite,
     fewer_common_validations,
