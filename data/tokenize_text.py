@@ -4,10 +4,10 @@
                                  [--val-fraction F | --val-tokens N] [--processes N] PATH...
 
 PATH is a file or a folder, read recursively in name order: `.txt` (UTF-8; a file is a document), `.jsonl`
-(an object a line, its `text` field is a document) and `.parquet` (the rows of its `text` column). Each document
-is preceded by <|endoftext|> (50256) and is plain text otherwise: special tokens spelled out in it are not
-recognised. The tokens keep the order of the input, whatever the number of processes. The first of them are
-the validation shard, the rest the train shards: text that is sorted in some way should be shuffled before.
+(an object a line, its `text` field is a document) and `.parquet` (the rows of its `text` column). Each
+document is preceded by <|endoftext|> (50256) and is plain text otherwise: special tokens spelled out in it
+are not recognised. The tokens keep the order of the input, whatever the number of processes. The first of
+them are the validation shard, the rest the train shards: sorted text should be shuffled before.
 
 A large text file is read in chunks, cut between a word and the space or line end after it. GPT-2's tokenizer
 never joins these two, so the tokens are those of the whole file; only a stretch of over 16 million characters
@@ -239,8 +239,8 @@ def tokenize_text(
         first_train = round(val_fraction * total) if val_tokens is None else val_tokens
         if not 0 < first_train < total:
             raise TextError(
-                f"{total:,} tokens in {len(files)} files cannot give {first_train:,} to validation and the rest, "
-                "at least one, to training: give more text or another --val-tokens or --val-fraction"
+                f"{total:,} tokens in {len(files)} files cannot give {first_train:,} to validation and the "
+                "rest, at least one, to training: give more text or another --val-tokens or --val-fraction"
             )
         tokens = np.memmap(spool, dtype=np.uint16, mode="r")
         shards = {f"{name}_val_000000.bin": tokens[:first_train]}
