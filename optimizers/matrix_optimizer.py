@@ -6,7 +6,7 @@ state per parameter. It holds no optimizer's math.
 
 One update with several ranks:
 
-    reduce   every stack: reduce-scatter the gradients, so that each rank gets the mean of the matrices it owns
+    reduce   every stack: reduce-scatter the gradients, so that a rank gets the mean of the matrices it owns
     step     every stack, as its gradients arrive: the step function on the owned matrices
     gather   every stack: all-gather the stepped weights, while the next stack steps
 """
@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# On CPU one call of the step function gets at most this many elements, or one matrix where that is larger: small
-# matrices share the cost of the Python calls, large ones need no copy and stay in cache. On other devices it gets
-# the whole stack.
+# On CPU one call of the step function gets at most this many elements, or one matrix where that is larger:
+# small matrices share the cost of the Python calls, large ones need no copy and stay in cache. Elsewhere it
+# gets the stack.
 CPU_CALL_ELEMENTS = 2**18
 
 # What a parameter group may hold beside `step` and its hyperparameters.
@@ -40,20 +40,20 @@ class MatrixOptimizer(torch.optim.Optimizer):
     params: 2-D float32 or float64 parameters, groups of them, or (name, parameter) pairs. A parameter of more
         dimensions is a stack of matrices, [..., m, n]. The rest of a model (gains, biases, embeddings) is for
         another optimizer.
-    step: a name in `optimizers.STEPS`, or a function `step(weight, grad, state, *, lr, **hyperparameters)` that
-        keeps its state in tensors with the weight's leading dimensions. Groups may carry their own step, lr and
+    step: a name in `optimizers.STEPS`, or a function `step(weight, grad, state, *, lr, **hyperparameters)`
+        whose state is tensors with the weight's leading dimensions. Groups may carry their own step, lr and
         hyperparameters.
-    lr, hyperparameters: of the step function; what is left out takes its defaults, so that `param_groups` shows
-        every value in effect. They may be changed between steps. A compiled step takes any `lr` without
+    lr, hyperparameters: of the step function; what is left out takes its defaults, so that `param_groups`
+        shows every value in effect. They may be changed between steps. A compiled step takes any `lr` without
         recompiling, and any other value that is a 0-d tensor (fill the tensor to change it).
     reduce_gradients: with an initialised process group, average the gradients over its ranks, as
         DistributedDataParallel does. False: they are averaged already (the model is wrapped in it).
     compile: whether to compile the step function. None: on CUDA; on CPU eager measured as fast.
 
     A parameter without a gradient keeps its weight and state, as in torch.optim. With several ranks and
-    `reduce_gradients`, a parameter is stepped where any rank has its gradient; a rank without it counts as zero.
+    `reduce_gradients`, it is stepped where any rank has its gradient; a rank without one counts as zero.
 
-    With several ranks `state[p]` is this rank's part, and `state_dict()` is collective: call it on every rank,
+    With several ranks `state[p]` is this rank's part, and `state_dict()` is collective: call it on every one,
     even if only one saves. It returns the whole state on every rank, and loads at any number of ranks.
 
     Raises TypeError for an unknown hyperparameter, and for a parameter that is no dense float32 or float64
@@ -83,7 +83,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"step": step, **hyperparameters_of(step), **self._given})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, perhaps with their own step, lr and hyperparameters; raises as the constructor does.
+        """Adds parameters, maybe with their own step, lr and hyperparameters; raises as the constructor does.
 
         Values given to the constructor reach a group with another step function where that one knows them.
         """
@@ -155,16 +155,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned at any number of ranks, without communication.
 
-        Raises ValueError, before anything changes, where groups, step functions or shapes differ from this
-        optimizer's.
+        Raises ValueError, before anything changes, where groups, step functions or shapes differ.
         """
         saved_groups, groups = state_dict["param_groups"], self.param_groups
         expected = [(group["step"].__name__, len(group["params"])) for group in groups]
         found = [(saved["step"], len(saved["params"])) for saved in saved_groups]
         if expected != found:
             raise ValueError(
-                f"expected the state of groups (step, parameters) {expected}, found {found}; build the optimizer "
-                "with the groups it was saved with"
+                f"expected the state of groups (step, parameters) {expected}, found {found}; build "
+                "the optimizer with the groups it was saved with"
             )
         params = [param for group in groups for param in group["params"]]
         indices = [index for saved in saved_groups for index in saved["params"]]
@@ -192,15 +191,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if world != self._world and self._stacks:
             if self._world > 1:
                 raise RuntimeError(
-                    f"expected the {self._world} ranks that share the state, found {world}; call state_dict() "
-                    "while they are there and load it afterwards"
+                    f"expected the {self._world} ranks that share the state, found {world}; call "
+                    "state_dict() while they are there and load it afterwards"
                 )
             self._forget_stacks()
         if not self._stacks:
             self._world, self._load = world, [0] * world
         for group in self.param_groups[self._planned_groups :]:
+            states = {param: self.state.pop(param) for param in group["params"] if param in self.state}
             for stack in stacks_of(group, self._load, rank):
-                adopt_state(stack, self.state)
+                adopt_state(stack, states)
                 self._stacks.append(stack)
                 self._show_state(stack)
         self._planned_groups = len(self.param_groups)
@@ -215,7 +215,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Shows the state of the owned matrices in `self.state`, in torch's form, as views."""
         stack.grew = False
         for param, part, within in stack.shares():
-            self.state.pop(param, None)
             if all(stack.started[part]):
                 lead = param.shape[:-2] if whole(param, within) else [part.stop - part.start]
                 self.state[param] = {
@@ -235,9 +234,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
 class MatrixStack:
     """The matrices of a parameter group that share shape, dtype and device, and this rank's share of them.
 
-    Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's tensors
-    for the owned matrices, [owned, ...]; `started[i]` says that the i-th of them has been stepped, so that its
-    state counts; `grew` that this has changed since the state was last shown.
+    Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's
+    tensors for the owned matrices, [owned, ...]; `started[i]` says that the i-th of them has been stepped, so
+    that its state counts; `grew` that this has changed since the state was last shown.
     """
 
     group: dict[str, Any]
@@ -249,7 +248,7 @@ class MatrixStack:
     grew: bool = False
 
     def shares(self, rank_range: slice | None = None) -> list[tuple[Tensor, slice, slice]]:
-        """The parameters in a range of the stack (the owned one): (parameter, place in the range, place in it)."""
+        """What lies in a range of the stack (the owned one): (parameter, its place there, the part of it)."""
         target, first, shares = rank_range or self.owned, 0, []
         for param in self.params:
             start, stop = max(target.start, first), min(target.stop, first + count_matrices(param))
@@ -278,7 +277,7 @@ def resolve_step(step: str | Callable) -> Callable:
 
 @functools.cache
 def hyperparameters_of(step: Callable) -> dict[str, Any]:
-    """Keyword-only parameters of a step function and their defaults (`inspect.Parameter.empty`: it has none)."""
+    """Keyword-only parameters of a step function and their defaults (`Parameter.empty` without)."""
     parameters = inspect.signature(step).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -299,10 +298,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_parameters(params: list) -> None:
-    """Raises TypeError or ValueError where one of the parameters, or (name, parameter) pairs, cannot be stepped."""
+    """Raises TypeError or ValueError where a parameter, or (name, parameter) pair, cannot be stepped."""
     if not params:
         raise ValueError("expected a group of matrices, found one without parameters; leave it out")
-    named = [entry if isinstance(entry, tuple) else (f"parameter {i}", entry) for i, entry in enumerate(params)]
+    named = [item if isinstance(item, tuple) else (f"parameter {i}", item) for i, item in enumerate(params)]
     seen = set()
     for name, param in named:
         if not isinstance(param, Tensor):
@@ -317,8 +316,8 @@ def check_parameters(params: list) -> None:
             raise TypeError(f"expected matrices, found {found}; give gains and biases to torch.optim.AdamW")
         if param.dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"expected float32 or float64 weights, found {found}; keep float32 weights and cast them where "
-                "they are used (an embedding in half precision stays with AdamW)"
+                f"expected float32 or float64 weights, found {found}; keep float32 weights and cast them "
+                "where they are used (an embedding in half precision stays with AdamW)"
             )
         if param.numel() == 0:
             raise ValueError(f"expected matrices with elements, found {found}; leave it out")
@@ -419,7 +418,7 @@ def advance(
 
 
 def runs(gradients: list[Tensor | None], started: list[bool], limit: int) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, started) of neighbours with a gradient, all or none with state, at most `limit` together."""
+    """(start, stop, started) of neighbours with a gradient, all or none with state, at most `limit`."""
     alike = itertools.groupby(range(len(started)), key=lambda i: (gradients[i] is not None, started[i]))
     for (present, begun), neighbours in alike:
         first, *others = neighbours
@@ -447,7 +446,7 @@ def keep_state(stack: MatrixStack, name: str, tensor: Tensor, where: slice) -> N
 
 
 def adopt_state(stack: MatrixStack, states: dict[Tensor, dict[str, Tensor]]) -> None:
-    """Takes over the state of the owned matrices, of which `states[p]` has the whole parameter's or this part."""
+    """Takes over the owned matrices' state; `states[p]` has that of the whole parameter or of this part."""
     for param, part, within in stack.shares():
         for name, tensor in states.get(param, {}).items():
             lead = param.ndim - 2
@@ -478,7 +477,7 @@ def fitting_state(state: dict[str, Tensor], param: Tensor, index: int) -> dict[s
 
 
 def places(stack: MatrixStack) -> list[int]:
-    """Where each matrix lies in a buffer of equal slots, one a rank; a short share leaves its slot's end free."""
+    """Where each matrix lies in a buffer of equal slots, one a rank; a short share leaves its end free."""
     slot = max(stack.counts)
     return [rank * slot + index for rank, count in enumerate(stack.counts) for index in range(count)]
 
@@ -515,7 +514,7 @@ def reduce_to_owners(
 
 
 def gather_from_owners(stack: MatrixStack, weights: list[Tensor]) -> tuple[dist.Work, list[Tensor]]:
-    """Starts sending the owned `weights` to all ranks; all weights will have arrived when the work is done."""
+    """Starts sending the owned `weights` to all ranks; (work, the weights that are there when it is done)."""
     slot = max(stack.counts)
     own = weights[0].new_zeros((slot, *weights[0].shape))
     if stack.started:
@@ -527,7 +526,7 @@ def gather_from_owners(stack: MatrixStack, weights: list[Tensor]) -> tuple[dist.
 
 
 def collect_state(stacks: list[MatrixStack], world: int) -> dict[Tensor, dict[str, Tensor]]:
-    """The state of every parameter that has been stepped, on every rank, from the ranks that hold its parts."""
+    """The state of every parameter that has been stepped, on every rank, from those that hold its parts."""
     held = [({name: (t.shape[1:], t.dtype) for name, t in s.state.items()}, s.started) for s in stacks]
     held_by_rank: list[Any] = [None] * world
     dist.all_gather_object(held_by_rank, held)
