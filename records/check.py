@@ -197,8 +197,7 @@ def _told_significance(summary: Summary) -> str:
     at, asked = summary.judged, threshold(summary.sigma)
     if at is None:
         return "no validation is common to all runs"
-    sign = ">=" if at.significant else "<"
-    return (
-        f"({summary.target} - {at.mean:.5f}) sqrt({at.n}) = {at.statistic:.5f} {sign} {asked:.5f}, step {at.step}"
-        + ("" if at.significant else ", the last common step")
+    rule = f"{at.statistic:.5f} {'>=' if at.significant else '<'} {asked:.5f}"
+    return f"step {at.step}: ({summary.target} - {at.mean:.5f}) sqrt({at.n}) = {rule}" + (
+        "" if at.significant else " (the last common step)"
     )

@@ -1,8 +1,8 @@
 """What the script of a log may not do, found in its syntax tree. The script is parsed, never run.
 
-Found: imports beyond Python and a list of packages; code made at run time; parts of the trainer that the rules
-fix and that differ from this checkout's; decisions on validation loss. Not found: a decision hidden in another
-function's return value, in an attribute or behind another name. A reader of the script has the last word.
+Found: imports beyond Python and a list of packages; code made at run time; parts of the trainer that the
+rules fix and that differ from this checkout's; decisions on validation loss. Not found: a decision hidden in what
+another function returns, in an attribute or behind another name. A reader of the script has the last word.
 """
 
 import ast
@@ -22,6 +22,14 @@ FIXED = {  # file of this project -> what the rules fix in it; of TRACKS, the tr
         "validate", "validates", "forward_backward",
     ),
 }  # fmt: skip
+TRACK_FREE = (
+    "fetch",
+    "shards",
+    "shard_tokens",
+    "sigma",
+    "recipe",
+    "aux",
+)  # not what is trained
 PROJECT = ("data", "optimizers", "records")  # flattening takes their imports out
 DYNAMIC = ("exec", "eval", "compile", "__import__")
 LEAVING = (ast.Break, ast.Continue, ast.Return, ast.Raise)
@@ -103,10 +111,14 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
 
 
 def fingerprint(node: ast.stmt, track: str) -> str:
-    """The syntax without positions, docstrings and imports of this project; of TRACKS, the line of one track."""
+    """The syntax without positions, docstrings and imports of this project; of TRACKS, one track."""
     if isinstance(node, ast.Assign) and node.targets[0].id == "TRACKS" and isinstance(node.value, ast.Dict):
         pairs = zip(node.value.keys, node.value.values, strict=True)
-        return "".join(ast.dump(v) for k, v in pairs if getattr(k, "value", None) in (track, None))
+        calls = [call for key, call in pairs if getattr(key, "value", None) in (track, None)]
+        facts = [fact for call in calls for fact in (getattr(call, "keywords", None) or [call])]
+        return "".join(
+            sorted(ast.dump(fact) for fact in facts if getattr(fact, "arg", None) not in TRACK_FREE)
+        )
     if isinstance(node, ast.Assign):
         return ast.dump(node)
     copy = ast.parse(ast.unparse(node)).body[0]
@@ -184,9 +196,9 @@ def decisions_on_val_loss(tree: ast.Module) -> list[str]:
     """Where the run's course depends on a validation loss, one line of text each.
 
     A value counts as validation loss if its name says so (val_loss, val_losses, best_val_loss, ...), if
-    `validate(...)` returned it, or if it was computed from such a value in the same function. Found are: a while
-    or assert on it; an if or match on it that contains break, continue, return, raise, an exit or a step of an
-    optimizer or scheduler; a learning rate or another hyperparameter set from it or under such an if;
+    `validate(...)` returned it, or if it was computed from such a value in the same function. Found are: a
+    while or assert on it; an if or match on it that contains break, continue, return, raise, an exit or a
+    step of an optimizer or scheduler; a learning rate or another hyperparameter set from it or under such an if;
     `.step(it)` and `.load_state_dict(it)`.
     Tests whether it is None or finite are no decisions: they tell whether there is a value.
     """

@@ -42,14 +42,16 @@ def read_tracks(trainer: Path = TRAINER) -> dict[str, Track]:
     )
     if not isinstance(table, ast.Dict):
         raise TrackError(f"{where}; found none")
+    needed = [field for field in Track.__dataclass_fields__ if field != "name"]
     try:
+        names = [ast.literal_eval(key) for key in table.keys]
         facts = [{k.arg: ast.literal_eval(k.value) for k in call.keywords} for call in table.values]
-        kept = [{key: fact[key] for key in Track.__dataclass_fields__} for fact in facts]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise TrackError(
-            f"{where} with {', '.join(Track.__dataclass_fields__)}; found otherwise: {error}"
-        ) from None
-    return {fact["name"]: Track(**fact) for fact in kept}
+        return {
+            name: Track(name, **{key: fact[key] for key in needed})
+            for name, fact in zip(names, facts, strict=True)
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TrackError(f"{where} with {', '.join(needed)}; found otherwise: {error}") from None
 
 
 def _names(node: ast.Assign) -> list[str | None]:
