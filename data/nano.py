@@ -96,7 +96,9 @@ def build_nano(folder: str | Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.nano", description="Build the nano track's corpus.")
-    parser.add_argument("--shards", type=int, default=1, metavar="N", help="train shards needed: there is one")
+    parser.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="train shards needed: there is one"
+    )
     data_help = "the folder that holds nano/ (default: data/)"
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, metavar="DIR", help=data_help)
     options = parser.parse_args(arguments)
