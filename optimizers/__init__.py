@@ -20,7 +20,7 @@ from optimizers.soft_muon import soft_muon
 STEPS = {
     step.__name__: step
     for step in (
-        adamw, muon, normuon, u_normuon, muoneq, rmnp, nora, aurora, riemannian_aurora, contra_muon, soft_muon,
-        namo, namo_d, adamuon, muonh, normuonh, adamh, muonsq, soap_muon,
+        adamw, muon, normuon, u_normuon, muoneq, rmnp, nora, aurora, riemannian_aurora, contra_muon,
+        soft_muon, namo, namo_d, adamuon, muonh, normuonh, adamh, muonsq, soap_muon,
     )
 }  # fmt: skip

@@ -26,8 +26,8 @@ def adamuon(
     B <- mu B + G;  u = G + mu B;  D = polar(sign(u));  v <- b2 v + (1 - b2) D^2 elementwise;
     X = D / (sqrt(v) + eps), to RMS 0.2;  W <- W (1 - lr wd) - lr X
 
-    weight, grad [..., m, n]; state: momentum and variance of the weight's shape. The code has one coefficient for
-    momentum and v; here beta2 is its own. No bias correction of v (it cancels in the RMS).
+    weight, grad [..., m, n]; state: momentum and variance of the weight's shape. The code has one coefficient
+    for momentum and v; here beta2 is its own. No bias correction of v (it cancels in the RMS).
     """
     u = heavy_ball_momentum(grad, state, momentum, nesterov)
     D = orthogonal_direction(u.sign(), polar, polar_steps)

@@ -23,6 +23,8 @@ def balanced_polar(
     d_i = 1/max(|u_i|, 1e-7);  `iterations` times P = polar(diag(d) u), and between two
     d_i <- d_i ((n/m) / max(|P_i|^2, 1e-14))^beta. leverage: whence |P_i|^2, "polar" or "gram" (see aurora).
     """
+    if leverage not in ("polar", "gram"):
+        raise ValueError(f'aurora leverage must be "polar" or "gram"; found {leverage!r}')
     m, n = u.shape[-2:]
     if m == n:
         return polar(u, method, steps)
@@ -30,8 +32,12 @@ def balanced_polar(
         return balanced_polar(u.mT, method, steps, iterations, beta, leverage).mT
     d = 1 / safe_norm(u, -1).clamp(min=1e-7)
     for _ in range(iterations - 1):
-        row_norms_squared = leverage_scores(d * u) if leverage == "gram" else safe_norm(polar(d * u, method, steps), -1).square()
-        d = d * ((n / m) / row_norms_squared.clamp(min=1e-14)) ** beta
+        scores = (
+            leverage_scores(d * u)
+            if leverage == "gram"
+            else polar(d * u, method, steps).square().sum(-1, True)
+        )
+        d = d * ((n / m) / scores.clamp(min=1e-14)) ** beta
     return polar(d * u, method, steps)
 
 
@@ -62,13 +68,13 @@ def aurora(
 def leverage_scores(Y: Tensor) -> Tensor:
     """diag(Y (Y^T Y + r I)^-1 Y^T) [..., m, 1] of a tall Y: the squared row norms of its polar factor.
 
-    r = 1e-6 trace(Y^T Y), which hides singular values below 1e-3 |Y| much as 12 simple iterations do.
+    r = 2^-24 |Y|^2 hides singular values below 2^-12 |Y|, which 12 simple iterations do not bring to 1
+    either. Where the Cholesky factorisation fails all the same (TF32 products can do that), n/m: rows count
+    as balanced.
     """
     m, n = Y.shape[-2:]
     Y = Y / (safe_norm(Y) + 1e-7)
-    gram = Y.mT @ Y
-    ridge = 1e-6 * torch.eye(n, dtype=Y.dtype, device=Y.device)
-    factor, failed = torch.linalg.cholesky_ex(gram + ridge)
+    ridge = 2**-24 * torch.eye(n, dtype=Y.dtype, device=Y.device)
+    factor, failed = torch.linalg.cholesky_ex(Y.mT @ Y + ridge)
     Z = torch.linalg.solve_triangular(factor, Y.mT, upper=False)
-    scores = Z.square().sum(-2).unsqueeze(-1)
-    return torch.where((failed == 0)[..., None, None], scores, n / m)
+    return torch.where((failed == 0)[..., None, None], Z.square().sum(-2).unsqueeze(-1), n / m)

@@ -1,8 +1,9 @@
 """What several step functions share: one short function each.
 
-W is a weight [..., m, n] (m outputs = rows, n inputs = columns), G its gradient, u the momentum mix, U the update
-before the learning rate; |.| is the Frobenius norm of each matrix. A function whose name ends in _ changes W.
-Hyperparameters that a schedule may move (lr, weight_decay, momentum, ...) are floats or 0-d tensors.
+W is a weight [..., m, n] (m outputs = rows, n inputs = columns), G its gradient, u the momentum mix, U the
+update before the learning rate; |.| is the Frobenius norm of each matrix. A function whose name ends in _
+changes W. Hyperparameters that a schedule may move (lr, weight_decay, momentum, ...) are floats or 0-d
+tensors.
 """
 
 import difflib
@@ -22,7 +23,7 @@ Scalar = float | Tensor
 
 
 def step_function(step: Callable) -> Callable:
-    """Decorator: step(weight, grad, state, *, lr, **hyperparameters) -> None without autograd, arguments checked.
+    """Decorator: step(weight, grad, state, *, lr, ...) -> None without autograd, its arguments checked.
 
     The gradient is taken to the weight's dtype. Raises TypeError for a hyperparameter the step does not know
     (naming it, the nearest known one and all known ones) and ValueError for shapes that do not fit.
@@ -36,7 +37,9 @@ def step_function(step: Callable) -> Callable:
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-                raise TypeError(f"{step.__name__} has no hyperparameter {name!r}{hint} Known: {', '.join(known)}")
+                raise TypeError(
+                    f"{step.__name__} has no hyperparameter {name!r}{hint}; known: {', '.join(known)}"
+                )
         if weight.ndim < 2 or weight.shape != grad.shape:
             raise ValueError(
                 f"{step.__name__} expects a weight [..., m, n] and a gradient of the same shape; "
@@ -70,7 +73,7 @@ def is_off(strength: Scalar | None) -> bool:
 
 
 def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
-    """Root of the sum of squares over dim (kept, size 1), scaled by the largest entry first: never overflows."""
+    """Root of the sum of squares over dim (kept at size 1), by the largest entry first: no overflow."""
     largest = X.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
     return largest * torch.linalg.vector_norm(X / largest, dim=dim, keepdim=True)
 
@@ -136,7 +139,8 @@ def rms_scale(weight: Tensor) -> float:
 def neuron_normalized(U: Tensor, state: State, beta2: Scalar) -> Tensor:
     """NorMuon as records #9-#11 have it: each neuron by its running RMS, then back to the norm before.
 
-    v <- b2 v + (1 - b2) mean U^2 per row (m >= n) or per column (m < n); U / sqrt(max(v, 1e-10)), rescaled to |U|.
+    v <- b2 v + (1 - b2) mean U^2 per row (m >= n) or per column (m < n); U / sqrt(max(v, 1e-10)), rescaled to
+    |U|.
     """
     m, n = U.shape[-2:]
     per_row = m >= n
@@ -174,7 +178,7 @@ def radially_braked(U: Tensor, weight: Tensor, outward: Scalar) -> Tensor:
 
 
 def radial_step_(weight: Tensor, U: Tensor, lr: Scalar) -> None:
-    """W <- (W - lr U) at the first-order radius |W| - lr <U, W>/|W|: the tangential part does not grow |W|."""
+    """W - lr U at the first-order radius |W| - lr <U, W>/|W|: the tangential part does not grow |W|."""
     radius = safe_norm(weight).clamp(min=1e-8)
     target = (radius - lr * inner(U, weight) / radius).clamp(min=1e-8)
     weight.sub_(lr * U)
@@ -194,17 +198,18 @@ def apply_update_(
 ) -> None:  # fmt: skip
     """W <- W (1 - lr wd) - lr U with the options of the records, in the records' order.
 
-    neuron_beta2 (None = off): neuron normalisation; radial_brake (None = off): scale of the outward part, keeping the
-    first-order radius; update_floor (0 = off): u/w floor; then decay, then the step.
+    neuron_beta2 (None = off): neuron normalisation; radial_brake (None or 1 = off): scale of the outward part,
+    keeping the first-order radius; update_floor (0 = off): u/w floor; then decay, then the step.
     """
     if neuron_beta2 is not None:
         U = neuron_normalized(U, state, neuron_beta2)
-    if radial_brake is not None:
+    braked = radial_brake is not None and not is_off(1 - radial_brake)
+    if braked:
         U = radially_braked(U, weight, radial_brake)
     if not is_off(update_floor):
         U = floored(U, weight, update_floor)
     decay_(weight, U, lr, weight_decay, cautious)
-    if radial_brake is None:
-        weight.sub_(lr * U)
-    else:
+    if braked:
         radial_step_(weight, U, lr)
+    else:
+        weight.sub_(lr * U)

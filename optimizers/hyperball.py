@@ -1,4 +1,4 @@
-"""The hyperball step W <- W - lr |W| U/|U| at constant |W|, with the Muon, the NorMuon and the Adam direction."""
+"""The hyperball step: W <- W - lr |W| U/|U| at constant |W|, in Muon's, NorMuon's and Adam's direction."""
 
 from torch import Tensor
 
@@ -24,9 +24,9 @@ def muonh(
 
     u as in muon;  U = polar(u);  X = W - lr |W| U/|U|;  W <- X |W|/|X|
 
-    weight, grad [..., m, n]; state: momentum of the weight's shape. lr is the angle of the step in radians, to first
-    order; there is no weight decay. The radius is that of the weight at hand (the source's docstring says the
-    initial one; the same up to rounding): a zero weight stays zero.
+    weight, grad [..., m, n]; state: momentum of the weight's shape. lr is the angle of the step in radians,
+    to first order; there is no weight decay. The radius is that of the weight at hand (the source's docstring
+    says the initial one; the same up to rounding): a zero weight stays zero.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     hyperball_(weight, orthogonal_direction(u, polar, polar_steps), lr)
@@ -41,7 +41,8 @@ def normuonh(
 
     muonh with U = polar(u) divided by every neuron's running RMS: per row if m >= n, else per column.
 
-    weight, grad [..., m, n]; state: momentum of the weight's shape, neuron_variance [..., m, 1] or [..., 1, n].
+    weight, grad [..., m, n]; state: momentum of the weight's shape, neuron_variance
+    [..., m, 1] or [..., 1, n].
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     U = spectral_scale(weight) * orthogonal_direction(u, polar, polar_steps)

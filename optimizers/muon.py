@@ -20,7 +20,8 @@ def muon(
     contra: Scalar = 0.0, neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0,
     radial_brake: Scalar | None = None, cautious: bool = False,
 ) -> None:  # fmt: skip
-    """Muon (Keller Jordan's blog, 2024; track 3 baseline: KellerJordan/modded-nanogpt@f411b3d train_gpt_simple.py).
+    """Muon (Keller Jordan's blog, 2024; track 3 baseline: KellerJordan/modded-nanogpt@f411b3d
+    train_gpt_simple.py).
 
     M <- M + (1 - mu)(G - M);  u = (1 - mu) G + mu M;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) polar(u)
 

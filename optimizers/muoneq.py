@@ -16,7 +16,7 @@ from optimizers.polar import orthogonal_direction
 
 
 def equalized(u: Tensor, mode: str, eps: float) -> Tensor:
-    """u_ij / sqrt(sum_j u_ij^2 + eps) ("r"), / sqrt(sum_i u_ij^2 + eps) ("c"), or both factors of the same u ("rc")."""
+    """u_ij / sqrt(sum_j u_ij^2 + eps) ("r"), the same over columns ("c"), or both factors of one u ("rc")."""
     if mode not in ("r", "c", "rc"):
         raise ValueError(f'muoneq mode must be "r", "c" or "rc"; found {mode!r}')
     equal = u

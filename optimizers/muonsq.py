@@ -27,8 +27,8 @@ def muonsq(
     u as in muon;  v <- b2 v + (1 - b2) G^2 elementwise, of the raw gradient;
     W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) polar(u / (sqrt(v) + eps))
 
-    weight, grad [..., m, n]; state: momentum and variance of the weight's shape. No bias correction: a factor common
-    to all entries cancels in the polar factor.
+    weight, grad [..., m, n]; state: momentum and variance of the weight's shape. No bias correction: a factor
+    common to all entries cancels in the polar factor.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     v = average_(buffer(state, "variance", weight), squared(grad), beta2)

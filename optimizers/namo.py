@@ -30,8 +30,8 @@ def namo(
     W <- W (1 - wd min(a, 1)) - min(0.2 sqrt(max(m, n)) a, 1) polar(u)
 
     weight, grad [..., m, n]; state: momentum of the weight's shape, norm_squared and step [..., 1, 1].
-    As in the code |u| is of the Nesterov mix, the decay takes a without the shape factor, and eps stands outside the
-    root (the docstring there has it inside).
+    As in the code |u| is of the Nesterov mix, the decay takes a without the shape factor, and eps stands
+    outside the root (the docstring there has it inside).
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     t = count_step(state, weight)
@@ -47,13 +47,16 @@ def namo_d(
     momentum: Scalar = 0.95, nesterov: bool = True, polar: str = "quintic", polar_steps: int | None = None,
     beta2: Scalar = 0.99, eps: float = 1e-8, clip: float = 0.75,
 ) -> None:  # fmt: skip
-    """NAMO-D (minxin-zhg/namo@a3f37b0 src/namo.py), namo with a step length for every column, wide matrices too.
+    """NAMO-D (minxin-zhg/namo@a3f37b0 src/namo.py), namo with a step length for every column, wide matrices
+    too.
 
-    V_j <- b2 V_j + (1 - b2)|G_:j|^2;  k_j = |u_:j|/(sqrt(V_j) + eps), clipped to [c M, M/c], M = mean_j k_j, c = clip;
+    V_j <- b2 V_j + (1 - b2)|G_:j|^2;  k_j = |u_:j|/(sqrt(V_j) + eps), clipped to [c M, M/c], M = mean_j k_j,
+    c = clip;
     a_j = lr sqrt(1 - b2^t)/(1 - mu^t) k_j;
     W_:j <- W_:j max(1 - wd min(a_j, 1), 0) - min(0.2 sqrt(max(m, n)) a_j, 1) polar(u)_:j
 
-    weight, grad [..., m, n]; state: momentum of the weight's shape, column_norm_squared [..., 1, n], step [..., 1, 1].
+    weight, grad [..., m, n]; state: momentum of the weight's shape, column_norm_squared [..., 1, n], step
+    [..., 1, 1].
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     t = count_step(state, weight)

@@ -20,11 +20,13 @@ def nora(
 ) -> None:  # fmt: skip
     """Nora, O(mn) (the formula on which two independent public ports agree).
 
-    u as in muon;  w_i = W_i / max(|W_i|, eps);  v_i = u_i - <u_i, w_i> w_i;  d_i = v_i / max(|v_i|, eps), all per row;
+    u as in muon;  w_i = W_i / max(|W_i|, eps);  v_i = u_i - <u_i, w_i> w_i;
+    d_i = v_i / max(|v_i|, eps), all per row;
     W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) d
 
-    weight, grad [..., m, n]; state: momentum of the weight's shape. The projection uses W before its decay; row norms
-    of W grow to second order in lr (a tangent step without retraction). A zero row of W has nothing to take out.
+    weight, grad [..., m, n]; state: momentum of the weight's shape. The projection uses W before its decay;
+    row norms of W grow to second order in lr (a tangent step without retraction). A zero row of W has nothing
+    to take out.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     w = unit(weight, -1, eps)

@@ -18,15 +18,18 @@ from optimizers.polar import polar
 
 
 def row_multipliers(G: Tensor, U: Tensor, B: Tensor, rho: float) -> Tensor:
-    """lam [..., m, 1] of the constraints |U_i|^2 = rho: (rho + reg - P o P) lam = q by conjugate gradients, P = U U^T.
+    """lam [..., m, 1] of the constraints |U_i|^2 = rho: (rho + reg - P o P) lam = q by conjugate gradients, P
+    = U U^T.
 
-    q_i = <G_i, U_i> - <(U B)_i, U_i> less its mean; reg = max(max_i |U_i|^4 - rho + 1e-3, 0). At most 20 iterations
-    from zero; a matrix stops for good when p.Ap < 1e-30 (the operator may be indefinite) or |residual| <
-    1e-8 max(|q|, 1e-12). A solution that is not finite becomes zero.
+    q_i = <G_i, U_i> - <(U B)_i, U_i> less its mean; reg = max(max_i |U_i|^4 - rho + 1e-3, 0). At most 20
+    iterations from zero; a matrix stops for good when p.Ap < 1e-30 (the operator may be indefinite) or
+    |residual| < 1e-8 max(|q|, 1e-12). A solution that is not finite becomes zero.
     """
     q = ((G - U @ B) * U).sum(-1, keepdim=True)
     q = q - q.mean(-2, keepdim=True)
-    regularisation = (U.square().sum(-1, keepdim=True).square().amax(-2, keepdim=True) - rho + 1e-3).clamp(min=0)
+    regularisation = (U.square().sum(-1, keepdim=True).square().amax(-2, keepdim=True) - rho + 1e-3).clamp(
+        min=0
+    )
     P_squared = (U @ U.mT).square()
     tolerance = 1e-8 * safe_norm(q).clamp(min=1e-12)
     x, residual, p = torch.zeros_like(q), q, q
@@ -46,10 +49,11 @@ def row_multipliers(G: Tensor, U: Tensor, B: Tensor, rho: float) -> Tensor:
 def row_balanced_ascent(
     G: Tensor, method: str, steps: int | None, outer_steps: int, retraction_steps: int, ascent_step: float
 ) -> Tensor:
-    """Ascent of <G, U> over U^T U = I with equal row norms, on the tall orientation; polar(G) where G is square.
+    """Ascent of <G, U> over U^T U = I with equal row norms, on the tall orientation; polar(G) where G is
+    square.
 
-    U = polar(G); outer_steps times: B = sym(U^T G), S = B - U^T diag(lam) U, Z = G - U S - diag(lam) U, Y = U +
-    ascent_step Z, and retraction_steps times every row of Y to norm sqrt(n/m), Y = polar(Y); U = Y.
+    U = polar(G); outer_steps times: B = sym(U^T G), S = B - U^T diag(lam) U, Z = G - U S - diag(lam) U, Y = U
+    + ascent_step Z, and retraction_steps times every row of Y to norm sqrt(n/m), Y = polar(Y); U = Y.
     """
     m, n = G.shape[-2:]
     if m < n:
@@ -72,13 +76,16 @@ def riemannian_aurora(
 ) -> None:  # fmt: skip
     """Riemannian Aurora (tilde-research/aurora-release@3d79a5c src/riemannian_aurora.py).
 
-    u as in muon;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) row_balanced_ascent(u); square matrices take Muon's step
+    u as in muon;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) row_balanced_ascent(u); square matrices take
+    Muon's step
 
-    weight, grad [..., m, n]; state: momentum of the weight's shape. Not invariant to the gradient's scale: the
-    ascent direction grows with |u| while U stays at sqrt(min(m, n)). As published the non-square branch stops with
-    a dtype error; this is what it computes once everything is cast to one dtype.
+    weight, grad [..., m, n]; state: momentum of the weight's shape. Not invariant to the gradient's scale:
+    the ascent direction grows with |u| while U stays at sqrt(min(m, n)). As published the non-square branch
+    stops with a dtype error; this is what it computes once everything is cast to one dtype.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
-    U = spectral_scale(weight) * row_balanced_ascent(u, polar, polar_steps, outer_steps, retraction_steps, ascent_step)
+    U = spectral_scale(weight) * row_balanced_ascent(
+        u, polar, polar_steps, outer_steps, retraction_steps, ascent_step
+    )
     decay_(weight, U, lr, weight_decay)
     weight.sub_(lr * U)

@@ -1,4 +1,4 @@
-"""SOAP-Muon: Muon on momentum preconditioned in the eigenbases of the gradient's row and column covariances."""
+"""SOAP-Muon: Muon on momentum preconditioned in the eigenbases of the gradient's covariances."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ REFRESH_EVERY = 10
 
 
 def preconditioned(u: Tensor, state: State, beta2: Scalar, eps: float) -> Tensor:
-    """Qr (P / (sqrt(V) + eps)) Qc^T, P = Qr^T u Qc, V <- b2 V + (1 - b2) P^2, rescaled to |u|; u while there are no bases."""
+    """Qr (P / (sqrt(V) + eps)) Qc^T at norm |u|, P = Qr^T u Qc, V <- b2 V + (1 - b2) P^2; u before step 2."""
     if "row_basis" not in state:
         return u
     Qr, Qc = state["row_basis"], state["column_basis"]
@@ -33,7 +33,7 @@ def preconditioned(u: Tensor, state: State, beta2: Scalar, eps: float) -> Tensor
 
 
 def update_bases(grad: Tensor, state: State, beta: Scalar) -> None:
-    """L <- b L + (1 - b) G G^T, R <- b R + (1 - b) G^T G; their eigenbases at the first step, refreshed every 10 steps.
+    """L <- b L + (1 - b) G G^T, R <- b R + (1 - b) G^T G, and their eigenbases, refreshed every 10 steps.
 
     Whether a refresh is due depends on the step count, a tensor: compiled it is a conditional of the graph
     (torch.cond); run eagerly a Python branch, which on CUDA reads one flag from the device a step.
@@ -63,7 +63,7 @@ def update_bases(grad: Tensor, state: State, beta: Scalar) -> None:
 def refreshed_bases(
     Qr: Tensor, Qc: Tensor, V: Tensor, L: Tensor, R: Tensor, due: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where due, one orthogonal iteration a side: columns sorted by diag(Q^T A Q) descending (V alike), Q of QR(A Q)."""
+    """Where due, one orthogonal iteration a side, V permuted like the columns of Qr and Qc."""
     new_Qr, row_order = orthogonal_iteration(L, Qr)
     new_Qc, column_order = orthogonal_iteration(R, Qc)
     new_V = V.gather(-2, row_order.mT.expand_as(V)).gather(-1, column_order.expand_as(V))
@@ -80,7 +80,7 @@ def kept_bases(
 def orthogonal_iteration(A: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     """Q of QR(A Q) with Q's columns sorted by diag(Q^T A Q) descending, and that order [..., 1, size]."""
     order = (Q * (A @ Q)).sum(-2, keepdim=True).argsort(stable=True, dim=-1, descending=True)
-    return torch.linalg.qr(A @ Q.gather(-1, order.expand_as(Q))).Q, order
+    return torch.linalg.qr(A @ Q.gather(-1, order.expand_as(Q))).Q.contiguous(), order
 
 
 @step_function
@@ -96,13 +96,13 @@ def soap_muon(
 
     u as in muon;  D = preconditioned(u) in the eigenbases Qr, Qc of L and R, averages of G G^T and G^T G;
     then as contra_muon with D in u's place (contra, neuron normalisation and floor are on, as in #14);
-    last the bases' upkeep. Bases are made at the end of step 1 from one gradient, and refreshed by one orthogonal
-    iteration at the end of steps 11, 21, ...; V is permuted with them, not rotated.
+    last the bases' upkeep. Bases are made at the end of step 1 from one gradient, and refreshed by one
+    orthogonal iteration at the end of steps 11, 21, ...; V is permuted with them, not rotated.
 
     weight, grad [..., m, n]; state: momentum, variance of the weight's shape, row_covariance and row_basis
     [..., m, m], column_covariance and column_basis [..., n, n], step [..., 1, 1], neuron_variance.
-    A covariance of deficient rank leaves part of its basis to the eigenvalue routine: results then differ between
-    machines. #14's printed weight decay of .025 was never applied.
+    A covariance of deficient rank leaves part of its basis to the eigenvalue routine: results then differ
+    between machines. #14's printed weight decay of .025 was never applied.
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     D = preconditioned(u, state, beta2, eps)

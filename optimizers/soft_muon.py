@@ -1,4 +1,4 @@
-"""Soft-Muon: singular values to a small power of themselves, blended with Muon and Contra-Muon over training."""
+"""Soft-Muon: singular values to a small power, blended with Muon and Contra-Muon over training."""
 
 import torch
 from torch import Tensor
@@ -17,19 +17,22 @@ from optimizers.polar import contra_direction, soft_polar
 @step_function
 def soft_muon(
     weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.0375, weight_decay: Scalar = 0.0,
-    momentum: Scalar = 0.95, nesterov: bool = True, blend: Scalar = 1.0, p: float = 0.1, soft_scale: str = "none",
-    contra: Scalar = 0.4, neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0,
+    momentum: Scalar = 0.95, nesterov: bool = True, blend: Scalar = 1.0, p: float = 0.1,
+    soft_scale: str = "none", contra: Scalar = 0.4, neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0,
     radial_brake: Scalar | None = None, cautious: bool = False,
 ) -> None:  # fmt: skip
-    """Soft-Muon (published result #20; KellerJordan/modded-nanogpt@f411b3d results/20260509_contra_soft_muon).
+    """Soft-Muon (published result #20; KellerJordan/modded-nanogpt@f411b3d
+    results/20260509_contra_soft_muon).
 
     u as in muon;  S, P = soft_polar(u, p);  D = P pushed by contra max(-blend, 0) (see contra_muon);
     D <- D + max(blend, 0)(S - D);  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) D
 
-    blend, a schedulable hyperparameter: -1 is Contra-Muon, 0 Muon, 1 Soft-Muon, between them straight lines; a
-    recipe takes it from -1 over 0 to 1 during training. S and P come of one run of 12 simple iterations from
-    u / (its Schatten-4 norm), hence blend 0 is muon up to that iteration's convergence. soft_scale: see soft_polar.
-    weight, grad [..., m, n]; state: momentum of the weight's shape (and neuron_variance with neuron_beta2).
+    blend, a schedulable hyperparameter: -1 is Contra-Muon, 0 Muon, 1 Soft-Muon, between them straight lines;
+    a recipe takes it from -1 over 0 to 1 during training. S and P come of one run of 12 simple iterations
+    from u / (its Schatten-4 norm), hence blend 0 is muon up to that iteration's convergence. soft_scale: see
+    soft_polar.
+    weight, grad [..., m, n]; state: momentum of the weight's shape (and neuron_variance
+    with neuron_beta2).
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     S, P = soft_polar(u, p, soft_scale)
