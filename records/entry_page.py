@@ -89,6 +89,7 @@ def entry_page(standing: Standing, track: Track, neighbours: Path) -> Page:
     parts += [
         verdict(summary) + "\n",
         table(("", ""), facts(standing, track)),
+        repeat_command(standing, track),
         "## Runs\n",
         runs_table(summary),
     ]
@@ -102,7 +103,7 @@ def entry_page(standing: Standing, track: Track, neighbours: Path) -> Page:
         parts += difference(standing, neighbours)
     parts.append("Made from the logs in this folder by `python -m records`; do not edit.\n")
     picture = curves_picture([curve], track.target) if curve.steps else None
-    return Page(standing.folder, "\n".join(parts), picture)
+    return Page(standing.folder, "\n".join(part for part in parts if part), picture)
 
 
 def verdict(summary: Summary) -> str:
@@ -137,6 +138,14 @@ def facts(standing: Standing, track: Track) -> list[tuple[str, str]]:
         ("date", escape(standing.date or "?")),
     ]
     return [*rows, ("base", escape(standing.recipe["base"]))] if "base" in standing.recipe else rows
+
+
+def repeat_command(standing: Standing, track: Track) -> str:
+    """The command that runs the entry again, where its seeds are known."""
+    if None in standing.summary.seeds or not standing.summary.runs:
+        return ""
+    seeds = seed_ranges(standing.summary.seeds).replace(" ", "")
+    return f"Repeat it: `./run.sh --track {track.name} --recipe {standing.name} --seeds {seeds}`\n"
 
 
 def runs_table(summary: Summary) -> str:

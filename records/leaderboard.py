@@ -7,6 +7,7 @@ here, so nothing of them is recomputed.
 import argparse
 import ast
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if not args.check:
         for page in pages:
             page.write()
-            print(page.folder / "README.md")
+            print(os.path.relpath(page.folder / "README.md"))
         return 0
     lines = [line for page in pages for line in page.differences()]
     if not lines:

@@ -65,8 +65,12 @@ class Page:
         committed = readme.read_text(encoding="utf-8") if readme.is_file() else ""
         lines = list(
             difflib.unified_diff(
-                committed.splitlines(), self.text.splitlines(),
-                f"{readme} (committed)", f"{readme} (from the logs)", lineterm="", n=1,
+                committed.splitlines(),
+                self.text.splitlines(),
+                f"{readme} (committed)",
+                f"{readme} (from the logs)",
+                lineterm="",
+                n=1,
             )  # fmt: skip
         )
         drawn = embedded_digest(figure.read_bytes()) if figure.is_file() else None

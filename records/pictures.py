@@ -197,6 +197,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
 
 def digest(data: object) -> str:
     """SHA-256 of plain data, floats at seven digits so that the last bit of a mean does not matter."""
+
     def rounded(value: object) -> object:
         if isinstance(value, float):
             return f"{value:.7g}"

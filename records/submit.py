@@ -5,7 +5,6 @@ the leaderboard cannot follow, the entry goes again.
 """
 
 import argparse
-import ast
 import re
 import shutil
 import sys
@@ -15,7 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from records.check import check_entry
+from records import script_rules
+from records.check import check_entry, embedded_recipe
 from records.entry_page import PLAIN_NAME, EntryError, entry_page, read_standing, read_toml, verdict
 from records.leaderboard import RECORDS, leaderboard_page, read_standings
 from records.logs import SUFFIXES, Entry, Log, read_entry
@@ -80,11 +80,11 @@ def submit(
             shutil.copyfile(file, staged / file.name)
         # From here on the copies are read: what is judged is what is kept.
         entry = read_entry(staged)
-        text = effective_recipe(entry)
-        agree(recipe, text, home)
         broken = [f"{rule.name}: {rule.told}" for rule in check_entry(entry) if not rule.passed]
         if broken:
             raise RuleError("not submitted, a rule is broken:\n  " + "\n  ".join(broken))
+        text = effective_recipe(entry.logs[0])  # the others' is the same: that is a rule
+        agree(recipe, text, home)
         (staged / "recipe.toml").write_text(text, encoding="utf-8")
         entry_page(read_standing(staged, track), track, home).write()
         staged.rename(final)
@@ -117,47 +117,14 @@ def log_files(paths: Sequence[Path]) -> list[Path]:
     return [files[name] for name in sorted(files)]
 
 
-def effective_recipe(entry: Entry) -> str:
-    """The recipe in the scripts of all logs, as TOML text.
-
-    Raises EntryError where a log has none, where its facts state another, or where two logs differ.
-    """
-    texts = {script_recipe(log): log for log in entry.logs}
-    if len(texts) > 1:
-        names = ", ".join(log.path.name for log in texts.values())
-        raise EntryError(f"expected one recipe in all scripts, found several ({names}): submit them apart")
-    (text,) = texts
-    table = tomllib.loads(text)
-    for log in entry.logs:
-        if log.recipe and (different := disagreements(log.recipe, table) + disagreements(table, log.recipe)):
-            raise EntryError(f"{log.path.name}: script and facts differ in the recipe: {different[0]}")
-    return text
-
-
-def script_recipe(log: Log) -> str:
-    """The string that a log's script assigns to RECIPE; the script is parsed, never run."""
-    wanted = f"{log.path.name}: expected a script with RECIPE = '''...''' (TOML) at its top level"
-    if log.script is None:
-        raise EntryError(f"{wanted}, found no script")
-    try:
-        body = ast.parse(log.script).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise EntryError(f"{wanted}, cannot parse it: {error}") from None
-    values = [
-        node.value.value
-        for node in body
-        if isinstance(node, ast.Assign)
-        and [getattr(target, "id", None) for target in node.targets] == ["RECIPE"]
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    ]
-    if len(values) != 1:
-        raise EntryError(f"{wanted}, found {len(values)}")
-    try:
-        tomllib.loads(values[0])
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise EntryError(f"{wanted}, found other text: {error}") from None
-    return values[0].strip() + "\n"
+def effective_recipe(log: Log) -> str:
+    """The TOML text that a log's script assigns to RECIPE; the script is parsed, never run."""
+    tree = script_rules.parse(log.script or "")
+    node = None if isinstance(tree, str) else script_rules.definitions(tree).get("RECIPE")
+    text = getattr(getattr(node, "value", None), "value", None)
+    if not embedded_recipe(log) or not isinstance(text, str):
+        raise EntryError(f"{log.path.name}: expected a script with RECIPE = '''...''' (TOML), found none")
+    return text.strip() + "\n"
 
 
 def agree(recipe: str, effective: str, home: Path) -> None:
