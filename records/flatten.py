@@ -1,7 +1,7 @@
-"""A run as one script: the trainer, the modules it uses and the effective recipe, without any import of this project.
+"""A run as one script: the trainer, the modules it uses, the effective recipe; no import of this project.
 
-The modules are put one behind the other, each after those it imports from, with their imports of this project taken
-out. So their top-level names must differ, and they import from each other by name only (`from a.b import c`).
+The modules are put one behind the other, each after those it imports from, with their imports of this project
+taken out. So their top-level names must differ, and they import by name only (`from a.b import c`).
 """
 
 import ast
@@ -14,16 +14,16 @@ RULE = "# " + "-" * 98
 def flatten(root: Path, steps: list[str], recipe: str, arguments: list[str]) -> str:
     """The script that repeats a run: `python script.py` with the data beside it.
 
-    root: the project's folder. steps: names of the step functions it uses. recipe: the effective recipe as TOML.
+    root: the project's folder. steps: names of the step functions. recipe: the effective one, as TOML.
     arguments: the command line of the run.
     Raises ValueError where two modules define the same name or a line would end the script's part of a log.
     """
     register = step_modules(root)
     modules: list[str] = []
-    for module in [*project_imports(root, "train_gpt"), *(register[step] for step in steps)]:
-        if module != "optimizers":
+    needed = [register[name] for name in (*steps, "MatrixOptimizer")]
+    for module in [*project_imports(root, "train_gpt"), *needed]:
+        if module not in ("optimizers", "records.flatten"):  # a script is its own: it flattens nothing
             add_with_imports(root, module, modules)
-    add_with_imports(root, "optimizers.matrix_optimizer", modules)
     parts = [f"{RULE}\n# {module.replace('.', '/')}.py\n\n{bare_source(root, module)}" for module in modules]
     table = f"STEPS = {{{', '.join(f'{step!r}: {step}' for step in steps)}}}"
     trainer = f"{RULE}\n# train_gpt.py\n\n{bare_source(root, 'train_gpt')}"
@@ -64,7 +64,7 @@ def add_with_imports(root: Path, module: str, modules: list[str]) -> None:
 
 
 def bare_source(root: Path, module: str) -> str:
-    """The module's source without imports of this project and without its `if __name__ == "__main__"` part."""
+    """The module's source without imports of this project and without its part for the command line."""
     source = module_file(root, module).read_text()
     lines = source.splitlines()
     for node in ast.walk(tree := ast.parse(source)):
@@ -83,7 +83,9 @@ def recipe_literal(recipe: str) -> str:
 def check_script(script: str) -> None:
     """Raises ValueError where the script would not run by itself or not stand at the head of a log."""
     if any(line.startswith("=") for line in script.splitlines()):
-        raise ValueError("a line of the script begins with '=', which ends the script in a log; write it another way")
+        raise ValueError(
+            "a line of the script begins with '=', which ends the script in a log; write it another way"
+        )
     seen: set[str] = set()
     for node in ast.parse(script).body:
         names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []

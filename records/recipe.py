@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
-SCHEDULE = {"cooldown_frac": 0.7, "aux_cooldown_frac": None, "cooldown_power": 1.0, "warmup_steps": 0, "matrix": {}}
+SCHEDULE = {
+    "cooldown_frac": 0.7,
+    "aux_cooldown_frac": None,
+    "cooldown_power": 1.0,
+    "warmup_steps": 0,
+    "matrix": {},
+}
 
 
 class RecipeError(ValueError):
@@ -24,12 +30,12 @@ class RecipeError(ValueError):
 class Recipe:
     """Everything an entry chooses, with the track's and the step function's defaults filled in.
 
-    matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as "mlp.*",
-              stands instead for the matrices it matches.
+    matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
+              "mlp.*", stands instead for the matrices it matches.
     aux:      AdamW of the embedding, the head and the 1-D parameters.
-    schedule: `cooldown_frac`, `aux_cooldown_frac` (AdamW's own), `cooldown_power`, `warmup_steps`; in `matrix`, points
-              [step, value] of hyperparameters that change over the run, linear between them.
-    init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; what none matches starts as the baseline.
+    schedule: `cooldown_frac`, `aux_cooldown_frac` (AdamW's), `cooldown_power`, `warmup_steps`; in `matrix`,
+              points [step, value] of hyperparameters that change over the run, straight lines between.
+    init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; the rest starts as the baseline.
     facts:    description, base (the entry it builds on), published (number of the published result).
     """
 
@@ -88,7 +94,10 @@ def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Callable]) ->
 
 
 def read_recipe(
-    source: str | Path, tracks: Mapping[str, object], steps: Mapping[str, Callable], changes: Iterable[str] = (),
+    source: str | Path,
+    tracks: Mapping[str, object],
+    steps: Mapping[str, Callable],
+    changes: Iterable[str] = (),
     track: str | None = None,
 ) -> Recipe:
     """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
@@ -109,7 +118,11 @@ def read_recipe(
 
 
 def parse_recipe(
-    text: str, name: str, tracks: Mapping[str, object], steps: Mapping[str, Callable], changes: Iterable[str] = ()
+    text: str,
+    name: str,
+    tracks: Mapping[str, object],
+    steps: Mapping[str, Callable],
+    changes: Iterable[str] = (),
 ) -> Recipe:
     """The recipe that a TOML text says; see read_recipe."""
     try:
@@ -118,12 +131,18 @@ def parse_recipe(
         raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
     for change in changes:
         table = merge(table, parse_change(change))
-    check_keys("the recipe", table, [*FACTS, "name", "track", "train_steps", "matrix", "aux", "schedule", "init"])
+    check_keys(
+        "the recipe", table, [*FACTS, "name", "track", "train_steps", "matrix", "aux", "schedule", "init"]
+    )
     if table.get("track") not in tracks:
-        raise RecipeError(f"recipe {name} says track = {table.get('track')!r}; expected one of {', '.join(tracks)}.")
+        raise RecipeError(
+            f"recipe {name} says track = {table.get('track')!r}; expected one of {', '.join(tracks)}."
+        )
     train_steps, default = table.get("train_steps"), tracks[table["track"]].aux
     if type(train_steps) is not int or train_steps < 1:
-        raise RecipeError(f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0.")
+        raise RecipeError(
+            f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0."
+        )
     matrix, aux, schedule, init = (table.get(key, {}) for key in ("matrix", "aux", "schedule", "init"))
     for key, value in (("matrix", matrix), ("aux", aux), ("schedule", schedule), ("init", init)):
         if not isinstance(value, dict):
@@ -143,18 +162,24 @@ def parse_recipe(
     check_kinds("[schedule]", schedule, SCHEDULE | {"aux_cooldown_frac": 0.7})
     for key in ("cooldown_frac", "aux_cooldown_frac"):
         if not 0 < schedule[key] <= 1:
-            raise RecipeError(f"[schedule] {key} is {schedule[key]}; expected a part of the run, above 0 and at most 1.")
+            raise RecipeError(
+                f"[schedule] {key} is {schedule[key]}; expected a part of the run, above 0 and at most 1."
+            )
     numbers = [key for key, value in effective.items() if isinstance(value, int | float) and key != "lr"]
     check_keys("[schedule.matrix]", schedule["matrix"], numbers)
     for key, points in schedule["matrix"].items():
         if not points or any(len(point) != 2 for point in points) or sorted(points) != points:
-            raise RecipeError(f"[schedule.matrix] {key} is {points}; expected points [[step, value], ...], steps rising.")
+            raise RecipeError(
+                f"[schedule.matrix] {key} is {points}; expected points [[step, value], ...], steps rising."
+            )
     facts = {key: table[key] for key in FACTS if key in table}
-    return Recipe(table.get("name", name), table["track"], train_steps, effective, default | aux, schedule, init, facts)
+    return Recipe(
+        table.get("name", name), table["track"], train_steps, effective, default | aux, schedule, init, facts
+    )
 
 
 def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> dict:
-    """`step` and its defaults with the table's values over them. Raises RecipeError for what it does not take."""
+    """`step` and its defaults, the table's values over them. Raises RecipeError for what it does not take."""
     step = table.get("step")
     if step not in steps:
         near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
@@ -162,7 +187,9 @@ def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> d
     parameters = inspect.signature(steps[step]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     check_keys(f"{where} with step '{step}'", table, ["step", *defaults])
-    chosen = {key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | table).items()}
+    chosen = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | table).items()
+    }
     for key, value in chosen.items():
         if value is inspect.Parameter.empty:
             raise RecipeError(f"{where} with step '{step}' needs {key}: give it a value.")
@@ -180,9 +207,16 @@ def check_keys(where: str, table: dict, known: list[str]) -> None:
 
 
 def check_kinds(where: str, table: dict, like: dict) -> None:
-    """Raises RecipeError where a value is not of its default's kind (a whole number may stand for a float)."""
+    """Raises RecipeError where a value is not of its default's kind (whole numbers may stand for floats)."""
     for key, value in table.items():
-        kinds = {bool: (bool,), str: (str,), float: (int, float), int: (int, float), list: (list,), dict: (dict,)}
+        kinds = {
+            bool: (bool,),
+            str: (str,),
+            float: (int, float),
+            int: (int, float),
+            list: (list,),
+            dict: (dict,),
+        }
         expected = kinds.get(type(like.get(key)))
         if expected and (not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,))):
             raise RecipeError(f"{where} says {key} = {value!r}; expected a value such as {like[key]!r}.")

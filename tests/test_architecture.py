@@ -31,7 +31,10 @@ def golden_model() -> GPT:
     model = GPT(vocab_size=512, num_layers=2, model_dim=256).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(parameter.shape)) * 0.02
+            values = (
+                np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(parameter.shape))
+                * 0.02
+            )
             parameter.copy_(torch.from_numpy(values + name.endswith("gains")))
     return model
 

@@ -1,0 +1,128 @@
+"""What a run tells while it trains: its log, read by `records/logs.py`, and the progress on the screen.
+
+`<id>.txt` holds the script that repeats the run, a line of 100 "=", facts, another such line, and a line for
+each validation; `<id>.jsonl` beside it holds every step.
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class LogError(ValueError):
+    """The log cannot be written. The message says where and what to do."""
+
+
+class RunLog:
+    """Appends line by line, flushed. Nothing is ever overwritten: a new log takes a new name.
+
+    A resumed log goes on behind its last whole line and leaves out what stands there already (the .jsonl
+    repeats the steps that were trained twice). Of several processes only the one that `writes` does.
+    """
+
+    def __init__(self, path: Path, resume: bool, writes: bool) -> None:
+        self.path, self.last, self.files = path, (-1, -1), []  # last: run and step of the last line
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for file in (path, path.with_suffix(".jsonl")) if writes else ():
+                self.files.append(open(file, "r+" if resume else "x+", encoding="utf-8"))  # noqa: SIM115
+        except OSError as error:
+            raise LogError(
+                f"cannot write the log {path}: {error.strerror}. Name a folder with --out."
+            ) from None
+        for file in self.files:
+            whole = file.read().rpartition("\n")[0]
+            file.truncate(len(whole.encode()) + 1 if whole else 0)  # behind it: a line cut by kill -9
+            file.seek(0, os.SEEK_END)
+            for found in re.finditer(r"^(?:seed: |step:(\d+)/)", whole, re.MULTILINE):
+                self.last = (self.last[0], int(found[1])) if found[1] else (self.last[0] + 1, -1)
+
+    def head(self, script: str, versions: str, facts: dict[str, object], recipe: str) -> None:
+        """Write what stands before the first run. recipe: the effective one, as TOML."""
+        rule = "=" * 100
+        told = [f"{key}: {value}" for key, value in facts.items()]
+        self.line("\n".join([script.rstrip("\n"), rule, versions, *told, "effective recipe:", recipe, rule]))
+
+    def line(self, text: str, position: tuple[int, int] | None = None) -> None:
+        """Append a line, unless the log is past its position (run, step) already."""
+        if self.files and (position is None or position > self.last):
+            self.last = position or self.last
+            print(text, file=self.files[0], flush=True)
+
+    def record(self, **values: object) -> None:
+        """Append a line to the .jsonl."""
+        if self.files:
+            print(json.dumps(values), file=self.files[1], flush=True)
+
+
+def verdict(curve: list[tuple[int, float]], target: float) -> str:
+    """When the validation losses (step, loss) reached the target, in one sentence."""
+    best_step, best = min(curve, key=lambda point: point[1])
+    told = f"best {best:.5f} at step {best_step}"
+    for (step0, loss0), (step, loss) in zip(curve[:1] + curve, curve, strict=False):
+        if loss <= target:
+            crossing = step - (step - step0) * (target - loss) / (loss0 - loss) if loss0 > loss else step
+            told = f"with {loss:.5f}, interpolated {crossing:.1f}; {told}"
+            return f"target {target} reached at step {step} {told}"
+    return f"target {target} not reached; {told}"
+
+
+class Progress:
+    """What is seen while it trains: a live line on a terminal, lines of text, scalars for tensorboard.
+
+    shown: whether this process tells anything. writer: tensorboard's SummaryWriter, or None.
+    peak_share: share of the devices' peak that one token per second takes (model FLOPs utilisation), or 0.
+    """
+
+    def __init__(
+        self, steps: int, first: int, batch_tokens: int, peak_share: float, shown: bool, writer: object | None
+    ) -> None:
+        self.batch_tokens, self.peak_share, self.shown, self.writer = batch_tokens, peak_share, shown, writer
+        layout = "{n_fmt}/{total_fmt}{postfix}, {remaining} left"
+        off = not (shown and sys.stdout.isatty())
+        self.bar = tqdm(total=steps, initial=first, disable=off, file=sys.stdout, bar_format=layout)
+        self.val, self.began = "", time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the live one."""
+        if self.shown:
+            self.bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def validated(self, step: int, val_loss: float) -> None:
+        """A validation is over; speed is measured anew from here."""
+        self.val, self.began = f"val {val_loss:.4f} at {step}, ", time.perf_counter()
+        self.scalars(step, {"val_loss": val_loss})
+
+    def stepped(self, step: int, loss: float, rates: dict[str, float]) -> float:
+        """Show a step and its learning rates; returns its tokens per second."""
+        now = time.perf_counter()
+        speed, self.began = self.batch_tokens / (now - self.began), now
+        mfu = f", mfu {self.peak_share * speed:.1%}" if self.peak_share else ""
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {self.val}{speed:,.0f} tokens/s{mfu}", refresh=False)
+        self.bar.update()
+        self.scalars(step, {"loss": loss, "tokens_per_s": speed} | rates)
+        return speed
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items() if self.writer else ():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Leave the terminal's last line free."""
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
+
+
+def processor_name() -> str:
+    """The model of this machine's processor, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

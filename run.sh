@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Set up, fetch what is missing, train. ./run.sh --help says more.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+help() {
+    cat <<'TEXT'
+./run.sh [options]                train and leave a record log in logs/
+./run.sh test                     set up and run the tests
+./run.sh records COMMAND ...      summarize, compare, check, submit, leaderboard, report, extract
+./run.sh tune RECIPE --trials N   search learning rate and weight decay
+
+With an NVIDIA GPU: GPT-124M on FineWeb (track fineweb), one process a GPU. Without: a small model on an
+embedded corpus (track nano), about a minute on one core. Missing packages and data are fetched first.
+
+  --track fineweb|nano      the track
+  --recipe NAME|FILE        the optimizer and its settings (--recipes lists them)
+  --set matrix.lr=0.03      change the recipe; may be repeated
+  --steps N                 train N steps; the schedule follows
+  --seeds 0-4 | 0,3         one run a seed, all in one log (0)
+  --nproc N                 processes: 1, 2, 4 or 8 (all GPUs; 1 on a CPU)
+  --micro-batch ROWS        rows of a forward pass (what the memory holds)
+  --checkpoint-every N      a checkpoint every N steps, the last two kept; Ctrl-C writes one too
+  --resume                  go on from the newest checkpoint in the log folder
+  --data DIR  --out DIR     folders of the data (data/) and of the logs (logs/)
+  --tensorboard DIR         write scalars there too
+
+Environment: VENV=DIR (default .venv) or VENV=none for the Python that is there; PYTHON (default python3) makes
+the environment. Several nodes: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, or SLURM's own (one task a node).
+TEXT
+}
+
+fail() { echo "error: $*" >&2; exit 1; }
+
+# Make the environment and install requirements.txt, unless both are done already.
+set_up() {
+    if [ "${VENV:-}" = none ]; then
+        PY="$(command -v "${PYTHON:-python3}")" || fail "VENV=none, but there is no ${PYTHON:-python3}"
+        return
+    fi
+    local venv="${VENV:-$ROOT/.venv}"
+    PY="$venv/bin/python"
+    cmp -s "$ROOT/requirements.txt" "$venv/installed.txt" && [ -x "$PY" ] && return
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "Python 3.11 or later is needed, found $("${PYTHON:-python3}" --version 2>&1); name another with PYTHON="
+    echo "installing requirements.txt into $venv" >&2
+    [ -x "$PY" ] || "${PYTHON:-python3}" -m venv "$venv"
+    "$PY" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt"
+    cp "$ROOT/requirements.txt" "$venv/installed.txt"
+}
+
+# The node list of SLURM or the usual variables, in torchrun's words.
+rendezvous() {
+    local nodes="${NNODES:-${SLURM_NNODES:-1}}"
+    if [ "$nodes" = 1 ]; then
+        echo --standalone
+        return
+    fi
+    local address="${MASTER_ADDR:-}"
+    [ -n "$address" ] || [ -z "${SLURM_JOB_NODELIST:-}" ] ||
+        address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    [ -n "$address" ] || fail "NNODES=$nodes, but MASTER_ADDR does not say where the first node is"
+    echo "--nnodes=$nodes --node-rank=${NODE_RANK:-${SLURM_NODEID:?NODE_RANK is not set}}" \
+        "--master-addr=$address --master-port=${MASTER_PORT:-29500}"
+}
+
+train() {
+    local processes="" data="$ROOT/data" only_list="" arguments=()
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --nproc) processes="${2:?--nproc needs a number}"; shift 2; continue ;;
+            --nproc=*) processes="${1#*=}"; shift; continue ;;
+            --data) data="${2:?--data needs a folder}" ;;
+            --data=*) data="${1#*=}" ;;
+            --recipes) only_list=yes ;;
+        esac
+        arguments+=("$1")
+        shift
+    done
+    local trainer="$ROOT/train_gpt.py"
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+    [ -z "$only_list" ] || exec "$PY" "$trainer" --recipes
+
+    local plan gpus fetch
+    plan="$("$PY" "$trainer" --plan "${arguments[@]}")" # checks the command line too, before anything starts
+    read -r gpus fetch <<<"$plan"
+    # shellcheck disable=SC2086  # a module and its options
+    [ -z "$fetch" ] || "$PY" -m $fetch --data "$data"
+
+    processes="${processes:-$((gpus > 0 ? gpus : 1))}"
+    case "$processes" in 1 | 2 | 4 | 8) ;; *) fail "--nproc $processes: expected 1, 2, 4 or 8 processes" ;; esac
+    [ "$gpus" -gt 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    local nodes
+    nodes="$(rendezvous)"
+    if [ "$nodes" = --standalone ] && [ "$processes" = 1 ]; then
+        exec "$PY" "$trainer" "${arguments[@]}"
+    fi
+    # shellcheck disable=SC2086  # $nodes is several words
+    exec "$PY" -m torch.distributed.run $nodes --nproc-per-node="$processes" "$trainer" "${arguments[@]}"
+}
+
+case "${1:-}" in
+    -h | --help) help ;;
+    test)
+        set_up
+        cd "$ROOT"
+        export OMP_NUM_THREADS=1
+        "$PY" -m ruff check .
+        exec "$PY" -m pytest -q -n auto "${@:2}"
+        ;;
+    records | tune)
+        set_up
+        export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+        if [ "$1" = tune ]; then exec "$PY" -m records.tune "${@:2}"; fi
+        exec "$PY" -m records "${@:2}"
+        ;;
+    *)
+        set_up
+        train "$@"
+        ;;
+esac
