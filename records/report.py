@@ -224,6 +224,7 @@ def summary_table(parts: Sequence[Part]) -> str:
     return itables.to_html_datatable(
         pa.table(columns), table_id="summary", connected=False, display_logo_when_loading=False, paging=False,
         layout=nothing, maxBytes=0, allow_html=False, style="width:100%;margin:0",
+        text_in_header_can_be_selected=False,  # so that a click on it sorts
         columnDefs=[{"targets": [hidden], "visible": False}, {"targets": [steps], "orderData": [hidden]}],
     )  # fmt: skip
 
