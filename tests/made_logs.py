@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from records.flatten import flatten
@@ -28,6 +29,11 @@ def losses(steps: int, offset: float = 0.0, track: Track = NANO) -> dict[int, fl
     return {s: end + 4 * (math.exp(-5 * s / steps) - math.exp(-5)) for s in at}
 
 
+@cache
+def script(toml: str, seeds: str) -> str:
+    return flatten(ROOT, ["muon"], toml, ["--seeds", seeds]).rstrip("\n")
+
+
 def write_log(
     path: Path,
     seeds: Sequence[int] = (0, 1, 2, 3),
@@ -46,7 +52,7 @@ def write_log(
         f"device: {device}",
     ]
     facts += ["world_size: 1", f"track: {recipe['track']}", f"seeds: {seeds_told}", "effective recipe:"]
-    lines = [flatten(ROOT, ["muon"], toml, ["--seeds", seeds_told]).rstrip("\n"), "=" * 100, *facts]
+    lines = [script(toml, seeds_told), "=" * 100, *facts]
     lines += ["\n".join(toml_lines(stated or recipe)), "=" * 100]
     for place, seed in enumerate(seeds):
         lines.append(f"seed: {seed}")
