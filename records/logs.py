@@ -23,13 +23,14 @@ MAX_LINE = 1 << 16  # bytes; what is longer is no line of a log
 MAX_SCRIPT = 1 << 20  # bytes; published scripts have 20-150 kB
 MAX_FACTS = 2000  # lines, each cut at MAX_FACT characters
 MAX_FACT = 4000
+DECIMALS = 5  # of a loss, in the format
 MAX_VALIDATIONS = 1_000_000  # of one file
 MAX_PROBLEMS = 20  # named one by one; the rest is counted
 SUFFIXES = (".txt", ".log")
 
 _SEPARATOR = re.compile(rb"={80,}")
 _SCRIPT_LINE = re.compile(rb"(?:import|from|def|class) +[A-Za-z_]")
-_STEP_LINE = re.compile(r"step:(0|[1-9]\d{0,8})/(0|[1-9]\d{0,8})((?: +[A-Za-z_]\w{0,40}:[^\s:]{1,40})*)")
+_STEP_LINE = re.compile(r"step:(0|[1-9]\d{0,8})/(0|[1-9]\d{0,8})((?: +[A-Za-z_]\w{0,40}:[^\s:/]{1,40})*)")
 _LOOKS_LIKE_VALIDATION = re.compile(rb"\d/\d+ +val_loss|\d val_loss:|^\s*step:\S* .*val_?loss")
 _LOSS = re.compile(r"\d{1,7}(?:\.(\d{1,17}))?|nan|-?inf")
 _SECONDS = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)s")
@@ -202,8 +203,19 @@ def _script(head: list[bytes], size: int, cut: list[int]) -> tuple[str | None, s
 class _Row:
     line: int
     total: int
+    columns: int
     decimals: int | None
     validation: Validation
+
+
+@dataclass
+class _Draft:
+    """A run as its lines say it, before they are held against each other."""
+
+    seed: int | None
+    rows: list[_Row] = field(default_factory=list)
+    other_losses: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -213,45 +225,44 @@ class _Reader:
     path: Path
     facts: list[str] = field(default_factory=list)
     facts_over: bool = False
+    drafts: list[_Draft] = field(default_factory=list)
+    next_seed: int | None = None
     log_problems: list[str] = field(default_factory=list)
     problems: int = 0  # named and unnamed
-    runs: list[Run] = field(default_factory=list)
-    rows: list[_Row] = field(default_factory=list)  # of the run being read
-    run_problems: list[str] = field(default_factory=list)
-    run_seed: int | None = None
-    other_losses: dict[str, None] = field(default_factory=dict)
-    next_seed: int | None = None
-    validations: int = 0
+    count: int = 0  # of validations
+    decimals: Counter = field(default_factory=Counter)  # of all losses
     full: bool = False
 
-    def complain(self, problem: str, of_run: bool = False) -> None:
+    def complain(self, problem: str, draft: _Draft | None = None) -> None:
         self.problems += 1
         if self.problems <= MAX_PROBLEMS:
-            (self.run_problems if of_run else self.log_problems).append(problem)
+            (draft.problems if draft else self.log_problems).append(problem)
 
     def end_of_facts(self) -> None:
         self.facts_over = self.facts_over or bool(self.facts)
 
     def read(self, number: int, line: bytes) -> None:
+        whole = line.endswith(b"\n")
         # A terminal shows what follows the last carriage return: progress bars write over themselves.
         line = line.rstrip().rsplit(b"\r", 1)[-1]
         if b"val_loss" in line or line.startswith(b"step:"):
-            self.read_step(number, line)
+            self.read_step(number, line, whole)
         elif line and (b"seed" in line or b"SEED" in line or b"Seed" in line or not self.facts_over):
             text = line.decode("utf-8", "replace")
             if match := _SEED.fullmatch(text):
                 self.next_seed = int(match[1])
-            if not self.facts_over and not self.runs and not self.rows and len(self.facts) < MAX_FACTS:
+            if not self.facts_over and not self.drafts and len(self.facts) < MAX_FACTS:
                 self.facts.append(text[:MAX_FACT])
 
-    def read_step(self, number: int, line: bytes) -> None:
+    def read_step(self, number: int, line: bytes, whole: bool) -> None:
         text = line.decode("utf-8", "replace")
+        draft = self.drafts[-1] if self.drafts else None
         match = _STEP_LINE.fullmatch(text)
         columns = [column.split(":", 1) for column in match[3].split()] if match else []
         values = dict(columns)
         if "val_loss" not in values or len(values) < len(columns):
             if _LOOKS_LIKE_VALIDATION.search(line):
-                self.complain(f"line {number} is no whole validation line: {_shown(text)}", bool(self.rows))
+                self.complain(f"line {number} is no whole validation line: {_shown(text)}", draft)
             return
         loss = _LOSS.fullmatch(values["val_loss"])
         time = _SECONDS.fullmatch(values.get("train_time", "0s"))
@@ -259,7 +270,11 @@ class _Reader:
         step, total = int(match[1]), int(match[2])
         if not (loss and time and average) or step > total:
             what = "its step is beyond the last" if loss and time and average else "a number is damaged"
-            self.complain(f"line {number} was not read, {what}: {_shown(text)}", bool(self.rows))
+            self.complain(f"line {number} was not read, {what}: {_shown(text)}", draft)
+            return
+        # A file may end in the middle of a line: without a newline it is whole if it has all columns.
+        if not (whole or "step_avg" in values or (draft and draft.rows[-1].columns == len(columns))):
+            self.complain(f"line {number} was not read, the file ends in it: {_shown(text)}", draft)
             return
         validation = Validation(
             step,
@@ -267,63 +282,70 @@ class _Reader:
             float(time[1]) if "train_time" in values else None,
             float(average[1]) if "step_avg" in values else None,
         )
-        if self.rows and self.begins_run(step):
-            self.end_run()
-        if not self.rows:
-            self.run_seed, self.next_seed = self.next_seed, None
+        if draft is None or self.begins_run(step, draft):
+            draft, self.next_seed = _Draft(self.next_seed), None
+            self.drafts.append(draft)
         decimals = len(loss[1] or "") if math.isfinite(validation.val_loss) else None
-        self.rows.append(_Row(number, total, decimals, validation))
-        self.other_losses |= {name: None for name in values if name.endswith("loss") and name != "val_loss"}
-        self.validations += 1
-        if self.validations >= MAX_VALIDATIONS:
+        draft.rows.append(_Row(number, total, len(columns), decimals, validation))
+        draft.other_losses |= {name for name in values if name.endswith("loss") and name != "val_loss"}
+        self.count += 1
+        self.decimals.update([] if decimals is None else [decimals])
+        if self.count >= MAX_VALIDATIONS:
             self.complain(f"more than {MAX_VALIDATIONS} validations: read up to line {number} only")
             self.full = True
 
-    def begins_run(self, step: int) -> bool:
-        """Step 0, a step no later than the run's first one, or another seed."""
-        another_seed = self.next_seed is not None and self.next_seed != self.run_seed
-        return step == 0 or another_seed or step < self.rows[0].validation.step
+    def begins_run(self, step: int, draft: _Draft) -> bool:
+        """Step 0, another seed, or the step again with which the run began, or one before it."""
+        another_seed = self.next_seed is not None and self.next_seed != draft.seed
+        first = draft.rows[0].validation.step
+        return step == 0 or another_seed or step < first or (step == first and len(draft.rows) > 1)
 
-    def end_run(self) -> None:
-        """Make a Run of the rows: steps in order, each once; rows that contradict the others left out."""
-        total = Counter(row.total for row in self.rows).most_common(1)[0][0]
-        places = Counter(row.decimals for row in self.rows if row.decimals is not None).most_common(1)
+    def validations(self, draft: _Draft, decimals: int) -> tuple[int, tuple[Validation, ...]]:
+        """The run's total steps, and its validations, steps rising; rows that contradict left out."""
+        total = Counter(row.total for row in draft.rows).most_common(1)[0][0]
         kept: dict[int, Validation] = {}
         contradicted: set[int] = set()
-        for row in self.rows:
-            validation = row.validation
-            step = validation.step
+        last, clock = -1, 0.0
+        for row in draft.rows:
+            step, loss = row.validation.step, row.validation.val_loss
             if row.total != total:
-                self.complain(f"line {row.line} says {row.total} steps, the run {total}: not used", True)
-            elif row.decimals is not None and row.decimals != places[0][0]:
-                self.complain(
-                    f"line {row.line}: {row.decimals} decimals, others {places[0][0]}: not used", True
-                )
-            elif step in kept and kept[step].val_loss == validation.val_loss:
-                self.complain(f"line {row.line} repeats step {step}", True)
+                self.complain(f"line {row.line} says {row.total} steps, the run {total}: not used", draft)
+            elif row.decimals not in (None, decimals):
+                self.complain(f"line {row.line}: {row.decimals} decimals, others {decimals}: not used", draft)
+            elif step in kept and kept[step].val_loss == loss:
+                self.complain(f"line {row.line} repeats step {step}", draft)
             elif step in kept:
-                self.complain(f"line {row.line} gives step {step} another loss: neither is used", True)
+                self.complain(f"line {row.line} gives step {step} another loss: neither is used", draft)
                 contradicted.add(step)
-            elif kept and step < max(kept):
-                self.complain(f"line {row.line}: step {step} after {max(kept)}: not used", True)
+            elif step < last:
+                self.complain(f"line {row.line}: step {step} after {last}: not used", draft)
             else:
-                kept[step] = validation
-        validations = tuple(kept[step] for step in sorted(kept) if step not in contradicted)
-        if validations:
-            run = Run(
-                self.path, len(self.runs), self.run_seed, total, validations,
-                tuple(self.other_losses), tuple(self.run_problems),
-            )  # fmt: skip
-            self.runs.append(run)
-        else:
-            self.log_problems += self.run_problems
-        self.rows, self.run_problems, self.other_losses = [], [], {}
+                kept[step] = row.validation
+                last = step
+                if row.validation.train_time is not None and row.validation.train_time < clock:
+                    self.complain(f"line {row.line}: train_time goes back, from {clock} s", draft)
+                clock = row.validation.train_time or clock
+        return total, tuple(v for step, v in kept.items() if step not in contradicted)
+
+    def runs(self) -> tuple[Run, ...]:
+        """All runs of which a validation is left, after everything else was read."""
+        decimals = max(self.decimals, key=self.decimals.get, default=DECIMALS)
+        if decimals != DECIMALS:
+            self.complain(f"val_loss is printed with {decimals} decimals, not {DECIMALS}")
+        runs = []
+        for draft in self.drafts:
+            total, validations = self.validations(draft, decimals)
+            if validations:
+                others, problems = tuple(sorted(draft.other_losses)), tuple(draft.problems)
+                runs.append(Run(self.path, len(runs), draft.seed, total, validations, others, problems))
+            else:
+                self.log_problems += draft.problems
+        if not runs:
+            self.complain("no validation line (step:N/M val_loss:L ...) found")
+        return tuple(runs)
 
     def log(self, script: str | None) -> Log:
-        if self.rows:
-            self.end_run()
-        if not self.runs:
-            self.complain("no validation line (step:N/M val_loss:L ...) found")
+        runs = self.runs()
         plain, recipe = self.recipe()
         if self.problems > MAX_PROBLEMS:
             self.log_problems.append(f"and {self.problems - MAX_PROBLEMS} more complaints")
@@ -336,7 +358,7 @@ class _Reader:
             world_size=int(found[1]) if (found := _first(_WORLD_SIZE, plain)) else None,
             track=_plain(found[1]) if (found := _first(_TRACK, plain)) else None,
             date="-".join(found.groups()) if (found := _first(_DATE, plain)) else None,
-            runs=tuple(self.runs),
+            runs=runs,
             problems=tuple(self.log_problems),
         )
 

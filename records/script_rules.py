@@ -2,7 +2,7 @@
 
 Found: imports beyond Python and a list of packages; code made at run time; parts of the trainer that the
 rules fix and that differ from this checkout's; decisions on validation loss. Not found: a decision hidden in what
-another function returns, in an attribute or behind another name. A reader of the script has the last word.
+another function returns, in an attribute or behind another name. The last word has a reader of the script.
 """
 
 import ast
@@ -115,7 +115,7 @@ def fingerprint(node: ast.stmt, track: str) -> str:
     if isinstance(node, ast.Assign) and node.targets[0].id == "TRACKS" and isinstance(node.value, ast.Dict):
         pairs = zip(node.value.keys, node.value.values, strict=True)
         calls = [call for key, call in pairs if getattr(key, "value", None) in (track, None)]
-        facts = [fact for call in calls for fact in (getattr(call, "keywords", None) or [call])]
+        facts = [fact for call in calls for fact in (call.keywords if _keywords_only(call) else [call])]
         return "".join(
             sorted(ast.dump(fact) for fact in facts if getattr(fact, "arg", None) not in TRACK_FREE)
         )
@@ -131,6 +131,10 @@ def fingerprint(node: ast.stmt, track: str) -> str:
         if isinstance(part, ast.FunctionDef):
             part.body = [statement for statement in part.body if not from_project(statement)]
     return ast.dump(copy)
+
+
+def _keywords_only(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and not node.args
 
 
 def from_project(node: ast.stmt) -> bool:
@@ -198,8 +202,8 @@ def decisions_on_val_loss(tree: ast.Module) -> list[str]:
     A value counts as validation loss if its name says so (val_loss, val_losses, best_val_loss, ...), if
     `validate(...)` returned it, or if it was computed from such a value in the same function. Found are: a
     while or assert on it; an if or match on it that contains break, continue, return, raise, an exit or a
-    step of an optimizer or scheduler; a learning rate or another hyperparameter set from it or under such an if;
-    `.step(it)` and `.load_state_dict(it)`.
+    step of an optimizer or scheduler; a learning rate or another hyperparameter set from it or under such an
+    if; `.step(it)` and `.load_state_dict(it)`.
     Tests whether it is None or finite are no decisions: they tell whether there is a value.
     """
     found: dict[int, str] = {}
