@@ -28,6 +28,7 @@ from pathlib import Path
 import matplotlib
 import optuna
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
@@ -260,10 +261,11 @@ def tune(search: Search, trials: int) -> optuna.Study:
             raise
         trial.set_user_attr("seconds", seconds := round(time.monotonic() - start, 1))
         study.tell(trial, loss)
-        told, best = " ".join(f"{key}={value:g}" for key, value in values.items()), study.best_trial
+        told = " ".join(f"{key}={value:g}" for key, value in values.items())
+        best = study.best_trial
         print(
-            f"trial {trial.number} ({spent + 1} of {trials}): {told} val_loss {show(loss)} in {seconds:.0f} s, "
-            f"best {show(best.value)} (trial {best.number})",
+            f"trial {trial.number} ({spent + 1} of {trials}): {told} val_loss {show(loss)} in "
+            f"{seconds:.0f} s, best {show(best.value)} (trial {best.number})",
             flush=True,
         )
 
@@ -292,17 +294,19 @@ def draw(trials: list[FrozenTrial], ranges: tuple[Range, ...], path: Path) -> No
         figure = Figure(figsize=(3.5 * len(ranges), 3.2), layout="constrained")
         for place, r in enumerate(ranges, 1):
             axes = figure.add_subplot(1, len(ranges), place, xlabel=r.key, xlim=(r.low, r.high))
-            axes.set_xscale("log" if r.kind == "log" else "linear")
+            if r.kind == "log":
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
             found = [trial.params[r.key] for trial in finite]
             diverged = [trial.params[r.key] for trial in trials if trial not in finite]
             axes.plot(found, [trial.value for trial in finite], "o", color=COLOURS[0])
             axes.plot(found[0], finite[0].value, "o", color=COLOURS[1], label="best")
-            top = axes.get_xaxis_transform()
-            axes.plot(
-                diverged, [0.98] * len(diverged), "x", color=COLOURS[1], transform=top, label="diverged"
-            )
-            axes.legend()
+            upper, top = axes.get_xaxis_transform(), [0.98] * len(diverged)
+            axes.plot(diverged, top, "x", color=COLOURS[6], transform=upper, label="diverged")
         figure.axes[0].set_ylabel("final validation loss")
+        figure.axes[0].legend()
         figure.savefig(path, metadata={"Date": None})
 
 

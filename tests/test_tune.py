@@ -1,4 +1,4 @@
-"""Tuning, with a stand-in for ./run.sh: the final loss is 1 + ln(lr / 0.03)^2 + weight decay + seed / 1000."""
+"""Tuning, with a stand-in for ./run.sh: final loss 1 + ln(lr / 0.03)^2 + weight decay + seed / 1000."""
 
 import os
 import signal
