@@ -126,7 +126,7 @@ def leaderboard_picture(results: Sequence[Result], curves: Sequence[Curve], targ
 def draw_curves(axes: Axes, curves: Sequence[Curve], target: float) -> None:
     for i, curve in enumerate(curves):
         colour = COLOURS[i % len(COLOURS)]
-        axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.14, linewidth=0)
         axes.plot(
             curve.steps, curve.mean, color=colour, linestyle=DASHES[i // len(COLOURS) % len(DASHES)],
             linewidth=1.4, marker="." if len(curve.steps) == 1 else "", label=curve.name,

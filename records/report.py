@@ -19,7 +19,7 @@ from itables.javascript import generate_init_offline_itables_html
 from itables.options import dt_bundle
 
 from records import RecordError
-from records.compare import Comparison, compare, in_words, seeds_in_words, side
+from records.compare import Comparison, Interval, compare, in_words, seeds_in_words, side
 from records.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
 from records.logs import Entry, read_entry
 from records.pictures import COLOURS
@@ -42,9 +42,12 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; 
        max-width: 1300px; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .wide { overflow-x: auto; }
-table.plain { border-collapse: collapse; font-size: 13px; }
-table.plain th, table.plain td { border: 1px solid #ccc; padding: .25rem .6rem; text-align: left;
-                                 vertical-align: top; max-width: 22rem; overflow-wrap: break-word; }
+table.plain { border-spacing: 0; border: 1px solid #ccc; border-width: 1px 0 0 1px;
+              font: 13px/18px system-ui, sans-serif; }
+table.plain th, table.plain td { border: 1px solid #ccc; border-width: 0 1px 1px 0; padding: 4px 10px;
+                                 text-align: left; vertical-align: top; max-width: 22rem;
+                                 overflow-wrap: break-word; }
+#pairwise td { white-space: nowrap; }
 table.plain th { background: #f3f3f3; }
 table.plain th:first-child { position: sticky; left: 0; }
 .better { background: #d7ead9; } .worse { background: #f6d9cf; } tr.differs td { background: #fff4cc; }
@@ -146,35 +149,36 @@ def entry_recipe(entry: Entry) -> dict:
 def figure(parts: Sequence[Part], track: Track) -> go.Figure:
     """Mean curves with their bands, the target, and two buttons: near the target and the whole run."""
     plot = go.Figure()
-    ends, lowest = [1], track.target
-    for i, part in enumerate(parts):
-        curve = mean_curve(part.name, part.summary)
-        if not curve.steps:
-            continue
-        ends.append(curve.steps[-1])
-        lowest = min(lowest, *curve.low)
-        colour, name = COLOURS[i % len(COLOURS)], escape(part.name)
-        shared = {"legendgroup": str(i), "name": name, "line_color": colour}
+    curves = [mean_curve(part.name, part.summary) for part in parts]
+    shared = [
+        {"legendgroup": str(i), "name": escape(part.name), "line_color": COLOURS[i % len(COLOURS)]}
+        for i, part in enumerate(parts)
+    ]
+    for curve, same in zip(curves, shared, strict=True):  # all bands first, so that none covers a line
         plot.add_scatter(
             x=curve.steps + curve.steps[::-1], y=curve.high + curve.low[::-1],
-            fill="toself", fillcolor=colour, opacity=0.2, mode="lines", line_width=0,
-            hoverinfo="skip", showlegend=False, **shared,
+            fill="toself", fillcolor=same["line_color"], opacity=0.12, mode="lines", line_width=0,
+            hoverinfo="skip", showlegend=False, **same,
         )  # fmt: skip
+    for i, (curve, same) in enumerate(zip(curves, shared, strict=True)):
+        runs = count(parts[i].summary.n, "run")
         plot.add_scatter(
             x=curve.steps, y=curve.mean, mode="lines+markers", marker_size=4,
             line_dash=LINES[i // len(COLOURS) % len(LINES)],
             customdata=list(zip(curve.low, curve.high, strict=True)),
-            hovertemplate=f"<b>{name}</b><br>step %{{x}}: mean %{{y:.5f}}<br>%{{customdata[0]:.5f}} to "
-            f"%{{customdata[1]:.5f}} over {count(part.summary.n, 'run')}<extra></extra>",
-            **shared,
+            hovertemplate=f"<b>{same['name']}</b><br>step %{{x}}: mean %{{y:.5f}}<br>"
+            f"%{{customdata[0]:.5f}} to %{{customdata[1]:.5f}} over {runs}<extra></extra>",
+            **same,
         )  # fmt: skip
+    end = max((curve.steps[-1] for curve in curves if curve.steps), default=1)
+    lowest = min(track.target, *(low for curve in curves for low in curve.low))
     plot.add_hline(y=track.target, line_dash="dash", line_color="#666", line_width=1)
     plot.add_annotation(
         x=0, xref="paper", y=track.target, text=f"target {track.target:g}", showarrow=False,
-        xanchor="left", yanchor="bottom",
+        xanchor="left", yanchor="bottom", bgcolor="rgba(255, 255, 255, 0.8)",
     )  # fmt: skip
     near = {
-        "xaxis.range": [0.75 * max(ends), 1.01 * max(ends)],
+        "xaxis.range": [0.75 * end, 1.01 * end],
         "yaxis.range": [lowest - 0.003 * track.target, 1.02 * track.target],
     }
     whole = {"xaxis.autorange": True, "yaxis.autorange": True}
@@ -254,7 +258,8 @@ def pairwise(parts: Sequence[Part], track: Track) -> str:
     return (
         f"<p>Row against column: the left-hand side of the pairwise rule, decided from {asked:.4g} on.</p>"
         f'<div class="wide"><table class="plain" id="pairwise"><tr><th></th>{head}</tr>{rows}</table></div>'
-        f"{without}<details><summary>Every pair in words</summary><ul>{told}</ul></details>"
+        f"{without}<details><summary>Every pair in words (differences: the second's minus the "
+        f"first's; bootstrap over runs)</summary><ul>{told}</ul></details>"
     )
 
 
@@ -269,8 +274,22 @@ def pair_cell(pairs: dict[tuple[str, str], Comparison], row: str, column: str) -
 
 
 def in_full(pair: Comparison) -> str:
-    seeds = f"; {seeds_in_words(pair)}" if pair.verdict == "not decided" else ""
-    return f"{pair.first.name} against {pair.second.name}: {pair.verdict}. {in_words(pair)}{seeds}."
+    parts = [in_words(pair)]
+    if pair.verdict == "not decided":
+        parts.append(seeds_in_words(pair))
+    if pair.loss_at_common_step:
+        told = interval(pair.loss_at_common_step, "+.5f")
+        parts.append(f"loss difference at step {pair.common_step} {told}")
+    if pair.steps_to_target:
+        parts.append(f"difference in steps to the target {interval(pair.steps_to_target, '+.1f')}")
+    return f"{pair.first.name} against {pair.second.name}: {pair.verdict}. {'; '.join(parts)}."
+
+
+def interval(found: Interval, form: str) -> str:
+    """Such as: +12.0 (95% from +3.1 to +20.5); differences are the second's minus the first's."""
+    if found.low is None or found.high is None:
+        return f"{found.estimate:{form}} (a single run gives no interval)"
+    return f"{found.estimate:{form}} (95% from {found.low:{form}} to {found.high:{form}})"
 
 
 def recipes_table(parts: Sequence[Part]) -> str:
