@@ -198,7 +198,7 @@ def apply_update_(
 ) -> None:  # fmt: skip
     """W <- W (1 - lr wd) - lr U with the options of the records, in the records' order.
 
-    neuron_beta2 (None = off): neuron normalisation; radial_brake (None or 1 = off): scale of the outward part,
+    neuron_beta2 (None = off): neuron normalisation; radial_brake (None or 1 = off): the outward scale,
     keeping the first-order radius; update_floor (0 = off): u/w floor; then decay, then the step.
     """
     if neuron_beta2 is not None:

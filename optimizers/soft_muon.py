@@ -18,8 +18,8 @@ from optimizers.polar import contra_direction, soft_polar
 def soft_muon(
     weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.0375, weight_decay: Scalar = 0.0,
     momentum: Scalar = 0.95, nesterov: bool = True, blend: Scalar = 1.0, p: float = 0.1,
-    soft_scale: str = "none", contra: Scalar = 0.4, neuron_beta2: Scalar | None = None, update_floor: Scalar = 0.0,
-    radial_brake: Scalar | None = None, cautious: bool = False,
+    soft_scale: str = "none", contra: Scalar = 0.4, neuron_beta2: Scalar | None = None,
+    update_floor: Scalar = 0.0, radial_brake: Scalar | None = None, cautious: bool = False,
 ) -> None:  # fmt: skip
     """Soft-Muon (published result #20; KellerJordan/modded-nanogpt@f411b3d
     results/20260509_contra_soft_muon).
