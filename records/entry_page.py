@@ -11,7 +11,7 @@ from records import RecordError
 from records.logs import Entry, read_entry
 from records.pages import FIGURE, Page, escape, fenced, table
 from records.pictures import Curve, curves_picture
-from records.recipe_table import side_by_side
+from records.recipe_table import flat, side_by_side
 from records.statistics import Summary, summarize_entry, threshold
 from records.tracks import Track
 
@@ -57,14 +57,18 @@ def read_standing(folder: Path, track: Track) -> Standing:
 
 
 def read_toml(path: Path) -> tuple[str, dict]:
-    """A recipe file's text and table, unchecked. Raises EntryError where it cannot be read."""
+    """A recipe file's text and table; no value checked. Raises EntryError where it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
+        table = tomllib.loads(text)
+        flat(table)  # nothing later can be surprised by tables a thousand deep
     except OSError as error:
         raise EntryError(f"{path}: expected a recipe, cannot read it: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML
         raise EntryError(f"{path}: expected a recipe in TOML: {error}") from None
+    if not isinstance(table.get("matrix", {}), dict):
+        raise EntryError(f"{path}: expected a table [matrix], found matrix = {table['matrix']!r}")
+    return text, table
 
 
 def mean_curve(name: str, summary: Summary) -> Curve:

@@ -153,14 +153,14 @@ def recipes_table(recipes: dict[str, dict]) -> str:
 
 
 def published_table(published: Sequence[dict], recipes: dict[str, dict], entries: Sequence[Standing]) -> str:
-    counterparts: dict[int, list[str]] = {}
+    counterparts: dict[str, list[str]] = {}
     for name, recipe in recipes.items():
         prefix = re.match(r"(\d+)_", name)
-        number_ = recipe.get("published", int(prefix[1]) if prefix else None)
-        counterparts.setdefault(number_, []).append(f"[{escape(name)}]({name}.toml)")
+        result = recipe.get("published", int(prefix[1]) if prefix else None)
+        counterparts.setdefault(str(result), []).append(f"[{escape(name)}]({name}.toml)")
     for entry in entries:
         link = f"[{escape(entry.name)}]({entry.name}/)"
-        counterparts.setdefault(entry.recipe.get("published"), []).append(link)
+        counterparts.setdefault(str(entry.recipe.get("published")), []).append(link)
     rows = [
         (
             p["number"],
@@ -171,7 +171,7 @@ def published_table(published: Sequence[dict], recipes: dict[str, dict], entries
             "yes" if p["significant"] else "no",
             escape(p["date"]),
             f"[#{p['pull_request']}]({PULL_REQUEST.format(p['pull_request'])})" if p["pull_request"] else "",
-            ", ".join(counterparts.get(p["number"], [])),
+            ", ".join(counterparts.get(str(p["number"]), [])),
         )
         for p in sorted(published, key=lambda p: (p["steps"], p["number"]))
     ]

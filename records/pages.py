@@ -1,6 +1,7 @@
 """Markdown pages made from logs: escaping, tables, a folder's README.md and figure, written or checked."""
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,17 +64,18 @@ class Page:
         """What the committed files say otherwise: a diff of the text; a line if the figure's data differ."""
         readme, figure = self.folder / "README.md", self.folder / FIGURE
         committed = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        told = os.path.relpath(readme)
         lines = list(
             difflib.unified_diff(
                 committed.splitlines(),
                 self.text.splitlines(),
-                f"{readme} (committed)",
-                f"{readme} (from the logs)",
+                f"{told} (committed)",
+                f"{told} (from the logs)",
                 lineterm="",
                 n=1,
             )  # fmt: skip
         )
         drawn = embedded_digest(figure.read_bytes()) if figure.is_file() else None
         if drawn != (self.picture.digest if self.picture else None):
-            lines.append(f"{figure}: " + ("drawn from other data" if drawn else "missing"))
+            lines.append(f"{os.path.relpath(figure)}: " + ("drawn from other data" if drawn else "missing"))
         return lines

@@ -5,6 +5,7 @@ the leaderboard cannot follow, the entry goes again.
 """
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"records submit: {error}", file=sys.stderr)
         return 1
     track = read_tracks()[folder.parent.name]
-    print(f"{folder}: {verdict(read_standing(folder, track).summary).replace('**', '')}")
+    print(f"{os.path.relpath(folder)}: {verdict(read_standing(folder, track).summary).replace('**', '')}")
     return 0
 
 

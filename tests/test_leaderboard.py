@@ -5,7 +5,7 @@ import pytest
 
 from records import leaderboard
 from records.__main__ import main
-from records.entry_page import seed_ranges
+from records.entry_page import EntryError, seed_ranges
 from records.leaderboard import step_function_names, track_pages
 from records.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
@@ -113,6 +113,14 @@ def test_a_base_is_a_name_and_never_a_path(records):
     (records / "secret.toml").write_text("password = 1\n[matrix]\nlr = 5\n")
     add_entry(records, "first", base="../secret")
     assert "No entry and no recipe of that name" in track_pages(NANO, records)[0].text
+
+
+@pytest.mark.parametrize("text", ["matrix = 3", "a" + ".a" * 1500 + " = 1", "= 1", b"\xff"])
+def test_a_recipe_that_is_none_is_named(records, text):
+    path = add_entry(records, "first") / "recipe.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(EntryError, match="first/recipe.toml: expected"):
+        track_pages(NANO, records)
 
 
 def test_text_of_logs_and_recipes_is_escaped(records):
