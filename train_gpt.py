@@ -150,6 +150,19 @@ def open_shards(folder: Path, split: str, track: Track) -> list[np.ndarray]:
     return [read_shard(file) for file in files]
 
 
+def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[int, int]], np.ndarray]:
+    """The training shards, the block of each step in them, and the validation shard; all that the run needs.
+
+    Raises RunError or ShardError where something is missing, damaged or too short.
+    """
+    track = TRACKS[recipe.track]
+    shards, val_shard = (open_shards(data / track.dataset, split, track) for split in ("train", "val"))
+    if len(val_shard[0]) <= track.val_tokens:
+        raise RunError(f"{val_shard[0].filename}: {len(val_shard[0])} tokens, expected over {track.val_tokens}.")
+    lengths = [len(shard) for shard in shards]
+    return shards, plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val_shard[0]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Architecture: fixed by the rules
 
@@ -537,11 +550,7 @@ def train(
 
     A signal ends it (SystemExit), a loss or gradient that is not finite too (RunError), with a checkpoint.
     """
-    track, folder = TRACKS[recipe.track], args.data / TRACKS[recipe.track].dataset
-    shards, val_shard = open_shards(folder, "train", track), open_shards(folder, "val", track)[0]
-    if len(val_shard) <= track.val_tokens:
-        raise RunError(f"{val_shard.filename}: {len(val_shard)} tokens, expected over {track.val_tokens}.")
-    blocks = plan_blocks([len(shard) for shard in shards], track.batch_tokens, recipe.train_steps)
+    track, (shards, blocks, val_shard) = TRACKS[recipe.track], open_data(args.data, recipe)
     model = make_model(recipe, seed, world.device)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
@@ -651,9 +660,7 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
     track, fetch = TRACKS[recipe.track], []
     try:
-        open_shards(data / track.dataset, "val", track)
-        lengths = [len(shard) for shard in open_shards(data / track.dataset, "train", track)]
-        plan_blocks(lengths, track.batch_tokens, recipe.train_steps)
+        open_data(data, recipe)
     except (RunError, ShardError):
         shards = math.ceil(recipe.train_steps / ((track.shard_tokens - 2) // track.batch_tokens))
         if shards > track.shards:
@@ -689,6 +696,7 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     seeds, track = parse_seeds(args.seeds), TRACKS[recipe.track]
     if args.plan:
         return print_plan(recipe, args.data)
+    open_data(args.data, recipe)  # before anything is written
     world = join_world()
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)

@@ -1,0 +1,37 @@
+"""Material that several tests share."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train_gpt
+from data.nano import build_nano
+from data.shards import write_shard
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def nano_data() -> Path:
+    """The folder that holds the nano corpus."""
+    build_nano(ROOT / "data" / "nano")
+    return ROOT / "data"
+
+
+@pytest.fixture
+def small_track(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Makes nano a one-layer model on a corpus of counting bytes, trained in a second; the data folder."""
+    small = dataclasses.replace(
+        train_gpt.TRACKS["nano"], num_layers=1, model_dim=32, batch_tokens=1024, val_tokens=2048,
+        val_every=10, late_val_every=5, target=4.0,
+    )  # fmt: skip
+    monkeypatch.setitem(train_gpt.TRACKS, "nano", small)
+    tokens = np.arange(60_000) % 251
+    write_shard(tmp_path / "data" / "nano" / "nano_train_000001.bin", tokens[:30_000])
+    write_shard(tmp_path / "data" / "nano" / "nano_train_000002.bin", tokens[30_000:])
+    write_shard(tmp_path / "data" / "nano" / "nano_val_000000.bin", tokens[:4000])
+    return tmp_path / "data"

@@ -1,0 +1,385 @@
+"""The trainer from its command line: what it leaves behind, and what it says when things go wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train_gpt
+from data.shards import ShardError, write_shard
+from records.logs import read_log
+from train_gpt import GPT, STEPS, TRACKS, RunError, World
+
+ROOT = Path(train_gpt.__file__).parent
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def train(out: Path, *options: str, data: Path) -> Path:
+    """Run the trainer in this process; the log it wrote."""
+    before = set(out.glob("*.txt"))
+    train_gpt.main([*options, "--out", str(out), "--data", str(data)])
+    (log,) = set(out.glob("*.txt")) - before or before
+    return log
+
+
+def launch(out: Path, *options: str, data: Path, processes: int = 1) -> subprocess.Popen:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train_gpt.py"), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, "--out", str(out), "--data", str(data)], **pipes)
+
+
+def refusal(*options: str, out: Path, data: Path) -> str:
+    """What the trainer says when it refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        train(out, *options, data=data)
+    assert stopped.value.code not in (0, None)
+    return str(stopped.value.code)
+
+
+def val_losses(log: Path) -> list[list[str]]:
+    """The digits of each run's validation lines."""
+    runs = re.split(r"^seed: \d+\n", log.read_text(), flags=re.MULTILINE)[1:]
+    return [re.findall(r"^step:\d+/\d+ val_loss:[\d.]+", run, re.MULTILINE) for run in runs]
+
+
+# -- data
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    batch=st.integers(1, 20),
+    steps=st.integers(1, 30),
+)
+def test_blocks_follow_the_benchmarks_order(lengths, batch, steps):
+    shard, position, expected = 0, 0, []
+    while len(expected) < steps and shard < len(lengths):
+        if position + batch + 1 >= lengths[shard]:
+            shard, position = shard + 1, 0
+            continue
+        expected.append((shard, position))
+        position += batch
+    if len(expected) < steps:
+        with pytest.raises(RunError, match=f"hold {len(expected)}"):
+            train_gpt.plan_blocks(lengths, batch, steps)
+    else:
+        assert train_gpt.plan_blocks(lengths, batch, steps) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_ranks_share_each_block_in_order(small_track, size):
+    track = TRACKS["nano"]
+    shards = train_gpt.open_shards(small_track / "nano", "train", track)
+    blocks = train_gpt.plan_blocks([len(shard) for shard in shards], track.batch_tokens, 40)
+    ranks = [World(rank, size, torch.device("cpu")) for rank in range(size)]
+    parts = [list(train_gpt.training_batches(shards, blocks, track, world)) for world in ranks]
+    assert len(parts[0]) == 40 and blocks[-1][0] == 1  # over a shard's border
+    for number, (shard, start) in enumerate(blocks):
+        inputs, targets = (torch.cat([part[number][side] for part in parts]).flatten() for side in (0, 1))
+        assert inputs.tolist() == shards[shard][start : start + 1024].tolist()
+        assert targets.tolist() == shards[shard][start + 1 : start + 1025].tolist()
+
+
+def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
+    write_shard(
+        small_track / "nano" / "nano_train_000001.bin", np.r_[np.zeros(1500, int), 300, np.zeros(2000, int)]
+    )
+    track = TRACKS["nano"]
+    shard = train_gpt.open_shards(small_track / "nano", "train", track)[0]
+    with pytest.raises(ShardError, match=r"nano_train_000001.bin: token 300 at 1,500, expected below 256"):
+        train_gpt.read_block(shard, 1024, track, ALONE)
+
+
+# -- schedule and gradients
+
+
+def recipe(text: str = "", steps: int = 100) -> train_gpt.Recipe:
+    head = f'track = "nano"\ntrain_steps = {steps}\n[matrix]\nstep = "muon"\n'
+    return train_gpt.parse_recipe(head + text, "made", TRACKS, STEPS)
+
+
+def rates(made: train_gpt.Recipe, step: int) -> dict[str, float]:
+    optimizers = train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), made)
+    train_gpt.set_learning_rates(optimizers, made, step)
+    return {
+        group["schedule"]: group["lr"] / group["initial_lr"] for o in optimizers for group in o.param_groups
+    }
+
+
+def test_learning_rate_is_constant_then_linear_to_zero():
+    factors = [rates(recipe(), step)["matrix"] for step in (0, 29, 30, 65, 99)]
+    assert factors == pytest.approx([1, 1, 1, 0.5, 1 / 70])
+
+
+def test_cooldowns_warmup_and_power():
+    made = recipe(
+        "[schedule]\ncooldown_frac = 1.0\naux_cooldown_frac = 0.5\ncooldown_power = 2.0\nwarmup_steps = 20"
+    )
+    assert rates(made, 10) == pytest.approx({"aux": 0.5, "matrix": 0.5 * 0.9**2})
+    assert rates(made, 75) == pytest.approx({"aux": 0.25, "matrix": 0.0625})
+
+
+def test_a_scheduled_hyperparameter_follows_its_points():
+    made = recipe("[schedule.matrix]\nmomentum = [[0, 0.8], [50, 0.9]]")
+    optimizer = train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), made)[1]
+    for step, momentum in ((0, 0.8), (25, 0.85), (90, 0.9)):
+        train_gpt.set_learning_rates([optimizer], made, step)
+        assert optimizer.param_groups[0]["momentum"].item() == pytest.approx(momentum)
+
+
+def test_a_pattern_gives_its_matrices_another_step():
+    made = recipe('[matrix."mlp.*"]\nstep = "nora"\n[matrix."attn.q"]\nlr = 0.5')
+    optimizer = train_gpt.build_optimizers(GPT(256, 2, 64, 32, 128), made)[1]
+    told = [(len(group["params"]), group["lr"], "polar" in group) for group in optimizer.param_groups]
+    assert told == [(4, 0.005, False), (2, 0.5, True), (6, 0.02, True)]
+
+
+def test_a_pattern_without_a_matrix_is_refused():
+    with pytest.raises(RunError, match="mpl"):
+        train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), recipe('[matrix."mpl.*"]\nlr = 0.1'))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+def test_micro_batches_add_up_to_the_whole_batch(micro_batch):
+    batch = (torch.arange(8 * 16).view(8, 16) % 256, (torch.arange(8 * 16) + 1).view(8, 16) % 256)
+    losses, gradients = [], []
+    for rows in (8, micro_batch):
+        model = GPT(256, 1, 64, 32, 128).double()
+        train_gpt.initialise(model, {"proj": 0.1, "mlp.proj": 0.1}, seed=1)
+        losses.append(train_gpt.forward_backward(model, batch, rows, ALONE).item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_initialisation_is_the_baselines_but_for_the_patterns():
+    model = GPT(256, 2, 64, 32, 128)
+    train_gpt.initialise(model, {"mlp.fc": 0.5, "blocks.1.attn.proj": 0.25}, seed=3)
+    std = {name: parameter.std().item() for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    assert std["embed.weight"] == pytest.approx(1, rel=0.05)
+    assert std["blocks.0.attn.q.weight"] == pytest.approx((0.33 / 64) ** 0.5, rel=0.05)
+    assert std["blocks.0.mlp.fc.weight"] == pytest.approx(0.5, rel=0.05)
+    assert std["blocks.1.attn.proj.weight"] == pytest.approx(0.25, rel=0.05)
+    assert std["proj.weight"] == std["blocks.0.attn.proj.weight"] == std["blocks.0.mlp.proj.weight"] == 0
+    assert model.norm1.gains.eq(1).all() and model.proj.bias.eq(0).all()
+    with pytest.raises(RunError, match="mlp.fx"):
+        train_gpt.initialise(model, {"mlp.fx": 0.5}, seed=3)
+
+
+def test_seeds():
+    assert train_gpt.parse_seeds("0-2,7") == [0, 1, 2, 7]
+    for text in ("", "1-", "a", "0,0", "3-1"):
+        with pytest.raises(RunError, match="--seeds"):
+            train_gpt.parse_seeds(text)
+
+
+# -- a run and its log
+
+
+def test_the_log_is_what_the_reader_expects(small_track, tmp_path):
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "20", "--seeds", "4,2", data=small_track)
+    read = read_log(log)
+    assert [run.seed for run in read.runs] == [4, 2] and not read.problems
+    assert [v.step for v in read.runs[0].validations] == [0, 10, 20]
+    assert read.track == "nano" and read.recipe["matrix"]["momentum"] == 0.95
+    assert read.runs[0].validations[-1].val_loss < read.runs[0].validations[0].val_loss
+    steps = [json.loads(line) for line in log.with_suffix(".jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if "loss" in s and s["seed"] == 2] == list(range(20))
+    assert {"grad_norm", "tokens_per_s", "lr.embed", "lr.matrix"} <= set(steps[-2])
+
+
+def test_a_seed_repeats_and_another_differs(small_track, tmp_path):
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", "--seeds", "0,1", data=small_track)
+    again = train(tmp_path / "again", "--recipe", "muon", "--steps", "10", "--seeds", "1,0", data=small_track)
+    first, second = val_losses(log)
+    assert val_losses(again) == [second, first] and first != second
+
+
+def test_the_end_of_a_run_says_when_the_target_was_reached(small_track, tmp_path, capsys):
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "20", data=small_track)
+    assert re.search(
+        r"^seed 0: target 4.0 reached at step 10 with [\d.]+, interpolated [\d.]+; best",
+        log.read_text(),
+        re.M,
+    )
+    assert "reached at step 10" in capsys.readouterr().out
+
+
+def test_the_script_at_the_head_repeats_the_run(nano_data, tmp_path):
+    log = train(tmp_path / "logs", "--recipe", "aurora_contra_floor", "--steps", "6", data=nano_data)
+    script = tmp_path / "alone" / "script.py"
+    script.parent.mkdir()
+    script.write_text(log.read_text().split("\n" + "=" * 100)[0] + "\n")
+    (script.parent / "data").mkdir()
+    (script.parent / "data" / "nano").symlink_to(nano_data / "nano")
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run(
+        [sys.executable, script.name], cwd=script.parent, env=environment, check=True, capture_output=True
+    )
+    (repeated,) = (script.parent / "logs").glob("*.txt")
+    assert val_losses(repeated) == val_losses(log)
+    assert repeated.read_text().split("\n" + "=" * 100)[0] + "\n" == script.read_text()
+
+
+def test_world_sizes_train_alike(nano_data, tmp_path):
+    """Aurora, 24 steps on 1, 2 and 4 processes: validation losses within 2e-4."""
+    finals = []
+    for processes in (1, 2, 4):
+        run = launch(tmp_path / str(processes), "--steps", "24", data=nano_data, processes=processes)
+        told, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, errors
+        (log,) = (tmp_path / str(processes)).glob("*.txt")
+        finals.append([v.val_loss for v in read_log(log).runs[0].validations])
+    assert finals[1] == pytest.approx(finals[0], abs=2e-4)
+    assert finals[2] == pytest.approx(finals[0], abs=2e-4)
+
+
+# -- checkpoints
+
+
+def wait_for(out: Path, pattern: str, run: subprocess.Popen) -> None:
+    deadline = time.time() + 120
+    while not list(out.glob(pattern)):
+        assert run.poll() is None and time.time() < deadline, run.communicate()
+        time.sleep(0.05)
+
+
+def test_kill_and_resume_give_the_digits_of_the_run_left_alone(nano_data, tmp_path):
+    options = ("--recipe", "aurora_contra_floor", "--steps", "24", "--checkpoint-every", "5")
+    alone = train(tmp_path / "alone", *options, data=nano_data)
+    killed = launch(tmp_path / "killed", *options, data=nano_data)
+    wait_for(tmp_path / "killed", "*.checkpoints/*step000010.pt", killed)
+    killed.kill()
+    killed.communicate()
+    log = train(tmp_path / "killed", "--resume", data=nano_data)
+    assert val_losses(log) == val_losses(alone)
+    assert len(list(log.parent.glob("*.txt"))) == 1
+    assert len(list(log.with_suffix(".checkpoints").glob("*.pt"))) == 2
+
+
+def test_a_signal_leaves_a_checkpoint_and_says_so(nano_data, tmp_path):
+    run = launch(
+        tmp_path / "logs", "--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", data=nano_data
+    )
+    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
+    run.send_signal(signal.SIGTERM)
+    told, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "stopped by a signal; go on with --resume" in told and "Traceback" not in errors
+
+
+def test_resume_on_another_number_of_processes(nano_data, tmp_path):
+    options = ("--recipe", "normuon", "--steps", "12", "--checkpoint-every", "6")
+    alone = train(tmp_path / "alone", *options, data=nano_data)
+    checkpoint = sorted(alone.with_suffix(".checkpoints").glob("*.pt"))[0]
+    checkpoint.with_name("run000_step000012.pt").unlink()
+    run = launch(tmp_path / "alone", "--resume", "--checkpoint-every", "6", data=nano_data, processes=2)
+    told, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    final = float(re.findall(r"step:12/12 val_loss:([\d.]+)", told)[0])
+    assert final == pytest.approx(read_log(alone).runs[0].validations[-1].val_loss, abs=2e-4)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(small_track, tmp_path, capsys):
+    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
+    log = train(tmp_path / "logs", *options, data=small_track)
+    before, newest = sorted(log.with_suffix(".checkpoints").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    log_text = log.read_text()
+    train(tmp_path / "logs", "--resume", data=small_track)
+    assert f"cannot read {newest}" in capsys.readouterr().err
+    assert val_losses(log) == [re.findall(r"^step:\d+/\d+ val_loss:[\d.]+", log_text, re.M)]
+
+
+def test_resume_against_another_recipe_shows_the_difference(small_track, tmp_path):
+    out, options = tmp_path / "logs", ("--recipe", "muon", "--steps", "8", "--checkpoint-every", "4")
+    train(out, *options, data=small_track)
+    told = refusal(*options, "--resume", "--set", "matrix.lr=0.5", out=out, data=small_track)
+    assert "- lr = 0.02" in told and "+ lr = 0.5" in told
+
+
+def test_resume_without_a_checkpoint(small_track, tmp_path):
+    assert "--checkpoint-every" in refusal("--resume", out=tmp_path / "logs", data=small_track)
+
+
+# -- when things go wrong
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint(small_track, tmp_path):
+    options = (
+        "--recipe",
+        "muon",
+        "--steps",
+        "40",
+        "--set",
+        "aux.embed_lr=1e38",
+        "--set",
+        "aux.scalar_lr=1e30",
+    )
+    told = refusal(*options, out=tmp_path / "logs", data=small_track)
+    assert re.search(
+        r"not finite at step \d+: loss .*, gradient of \S+; last validation [\d.]+ at step 0", told
+    )
+    (log,) = (tmp_path / "logs").glob("*.txt")
+    assert "not finite at step" in log.read_text() and val_losses(log)[0][0].startswith("step:0/40")
+    (checkpoint,) = log.with_suffix(".checkpoints").glob("*.pt")
+    assert str(checkpoint) in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--recipe", "auroro_contra_floor"), "nearest: aurora_contra_floor"),
+        (("--set", "matrix.lrr=1"), "did you mean 'lr'"),
+        (("--set", "schedule.cooldown=1"), "did you mean 'cooldown_"),
+        (("--set", "matrix.step=muonn"), "nearest: 'muon'"),
+        (("--set", "matrix.lr=fast"), "lr = 'fast'"),
+        (("--set", "matrix.lr"), "expected KEY=VALUE"),
+        (("--steps", "0"), "train_steps = 0"),
+        (("--steps", "5000"), "Fetch more data, or train with --steps 58"),
+        (("--micro-batch", "3"), "does not divide the 8 rows"),
+        (("--seeds", "1-"), "--seeds 1-"),
+        (("--track", "fineweb", "--recipe", "adamw"), "is of track nano"),
+    ],
+)
+def test_refusals_name_what_was_expected(small_track, tmp_path, options, told):
+    assert told in refusal(*options, out=tmp_path / "logs", data=small_track)
+    assert not list(tmp_path.glob("logs/*"))
+
+
+def test_missing_data_says_what_fetches_it(small_track, tmp_path):
+    assert "python -m data.nano" in refusal(out=tmp_path / "logs", data=tmp_path / "nowhere")
+
+
+def test_a_cut_shard_is_refused_before_training(small_track, tmp_path):
+    shard = small_track / "nano" / "nano_train_000002.bin"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert f"{shard}: cut short" in refusal(out=tmp_path / "logs", data=small_track)
+
+
+def test_an_unwritable_log_folder(small_track, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write the log" in refusal(out=tmp_path / "file", data=small_track)
+
+
+def test_a_world_that_does_not_divide_eight(small_track, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "3 processes do not divide 8" in refusal(out=tmp_path / "logs", data=small_track)
+
+
+def test_out_of_memory_says_the_micro_batch_to_try(small_track, tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train_gpt, "forward_backward", exhausted)
+    assert "try --micro-batch 4" in refusal("--steps", "9", out=tmp_path / "logs", data=small_track)
