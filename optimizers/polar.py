@@ -55,10 +55,23 @@ def polar(X: Tensor, method: str = "simple", steps: int | None = None, gram: boo
     method: simple, quintic, polar_express, cans (Newton-Schulz iterations) or svd (exact).
     steps: iterations; None takes the method's default (12, 5, 8, 8). svd has none.
     gram: whether to iterate on the small Gram matrix; None does where max(m, n) >= 2 min(m, n).
+    On CUDA the iterations run in bfloat16 (float64 input excepted), on CPU in X's dtype; the result has X's.
     Zero singular values stay zero with every method, so a zero matrix gives a zero matrix; the iterations
     start from X / (|X| + 1e-7), so a matrix much smaller than 1e-7 fades towards zero instead of being blown
-    up. On CUDA the iterations run in bfloat16 (float64 input excepted), on CPU in X's dtype; the result has
-    X's. Raises ValueError for an unknown method.
+    up. Raises ValueError for an unknown method.
+
+    Largest |s - 1| left, 768 x 3072 with singular values in geometric progression, float32 (and the same in
+    bfloat16, simulated on CPU), from tests/benchmarks/polar_accuracy.py. Small singular values stay small:
+
+        condition        10                   1e3                1e5
+        simple           1.9e-6 (4.0e-3)      0.49 (0.40)        0.99 (0.70)
+        quintic          0.32   (0.32)        0.94 (0.92)        1.00 (0.97)
+        polar_express    1.4e-6 (4.5e-3)      0.29 (0.23)        0.99 (0.65)
+        cans             0.054  (0.062)       0.11 (0.11)        0.98 (0.44)
+        svd              1.5e-6               1.4e-6             1.8e-6
+
+    There |gram - direct| / |direct| is at most 6.8e-5 in float32 and 0.54 in bfloat16 (cans, condition 1e5),
+    at most 2.8 times the direct form's own rounding error, 3.4e-5 and 0.54; in float64 5.0e-13.
     """
     if method == "svd":
         return exact_polar(X)
@@ -137,9 +150,7 @@ def exact_polar(X: Tensor) -> Tensor:
     return (U * kept.unsqueeze(-2)) @ Vt
 
 
-def coefficients(
-    method: str, steps: int | None = None, dtype: torch.dtype = torch.float32
-) -> Table:
+def coefficients(method: str, steps: int | None = None, dtype: torch.dtype = torch.float32) -> Table:
     """The (a, b, c) of every iteration of a method; beyond its table the last row repeats."""
     if method not in COEFFICIENTS:
         raise ValueError(f"polar method must be one of {', '.join([*COEFFICIENTS, 'svd'])}; found {method!r}")

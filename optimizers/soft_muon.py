@@ -1,6 +1,5 @@
 """Soft-Muon: singular values to a small power, blended with Muon and Contra-Muon over training."""
 
-import torch
 from torch import Tensor
 
 from optimizers.building_blocks import (
@@ -12,6 +11,11 @@ from optimizers.building_blocks import (
     step_function,
 )
 from optimizers.polar import contra_direction, soft_polar
+
+
+def positive_part(x: Scalar) -> Scalar:
+    """max(x, 0)."""
+    return x.clamp(min=0) if isinstance(x, Tensor) else max(x, 0.0)
 
 
 @step_function
@@ -36,9 +40,8 @@ def soft_muon(
     """
     u = nesterov_momentum(grad, state, momentum, nesterov)
     S, P = soft_polar(u, p, soft_scale)
-    blend = torch.as_tensor(blend)
-    D = contra_direction(P, u, contra * (-blend).clamp(min=0))
-    D = D + blend.clamp(min=0) * (S - D)
+    D = contra_direction(P, u, contra * positive_part(-blend))
+    D = D + positive_part(blend) * (S - D)
     apply_update_(
         weight, spectral_scale(weight) * D, state, lr=lr, weight_decay=weight_decay, cautious=cautious,
         neuron_beta2=neuron_beta2, update_floor=update_floor, radial_brake=radial_brake,

@@ -424,8 +424,8 @@ def test_u_normuon_sets_every_row_to_one_norm():
 def test_soft_muon_blends_contra_muon_muon_and_soft_muon():
     G = noise(8, 8)
     contra, plain = direction("contra_muon", G), direction("muon", G)
-    torch.testing.assert_close(direction("soft_muon", G, blend=-1.0), contra, rtol=0, atol=1e-3)
-    torch.testing.assert_close(direction("soft_muon", G, blend=0.0), plain, rtol=0, atol=1e-3)
+    torch.testing.assert_close(direction("soft_muon", G, blend=-1.0), contra, rtol=0, atol=1e-6)
+    torch.testing.assert_close(direction("soft_muon", G, blend=0.0), plain, rtol=0, atol=1e-6)
     half, soft = direction("soft_muon", G, blend=0.5), direction("soft_muon", G, blend=1.0)
     torch.testing.assert_close(soft, soft_polar(0.05 * G + 0.95 * 0.05 * G)[0])
     torch.testing.assert_close(half, (direction("soft_muon", G, blend=0.0) + soft) / 2)
