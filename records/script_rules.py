@@ -1,8 +1,8 @@
 """What the script of a log may not do, found in its syntax tree. The script is parsed, never run.
 
 Found: imports beyond Python and a list of packages; code made at run time; parts of the trainer that the
-rules fix and that differ from this checkout's; decisions on validation loss. Not found: a decision hidden in what
-another function returns, in an attribute or behind another name. The last word has a reader of the script.
+rules fix and that differ from this checkout's; decisions on validation loss. Not found: a decision hidden in
+what another function returns, in an attribute or behind another name. A reader has the last word.
 """
 
 import ast
@@ -10,10 +10,11 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "numpy", "triton", "tiktoken", "huggingface_hub", "sympy", "pyarrow")
+PACKAGES = ("torch", "numpy", "triton", "tiktoken", "huggingface_hub", "sympy", "pyarrow", "tqdm")
 FIXED = {  # file of this project -> what the rules fix in it; of TRACKS, the track of the log
     "data/shards.py": ("SHARD_MAGIC", "SHARD_VERSION", "SHARD_HEADER_BYTES", "list_shards", "read_shard"),
     "train_gpt.py": (
@@ -38,16 +39,34 @@ HYPERPARAMETERS = re.compile(r"(initial_|base_)?lr|learning_rate|weight_decay|mo
 VAL_LOSS = re.compile(r"(?:.*_)?val(?:idation)?_?loss(?:es)?(?:_.*)?|.*loss_val|eval_loss", re.IGNORECASE)
 
 
+@lru_cache(maxsize=4)
 def parse(script: str) -> ast.Module | str:
-    """The syntax tree, or why there is none."""
+    """The syntax tree without docstrings, or why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes and the like, in somebody's code
-            return ast.parse(script)
+            tree = ast.parse(script)
     except SyntaxError as error:
         return f"it is not Python (line {error.lineno}: {error.msg})"
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
         return f"it cannot be parsed ({type(error).__name__})"
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            del node.body[0]
+    return tree
+
+
+@lru_cache(maxsize=4)
+def own_definitions(root: Path, file: str) -> dict[str, ast.stmt]:
+    """The definitions in a file of the project, as flattening leaves them: without imports of the project."""
+    tree = parse((root / file).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.body = [part for part in node.body if not from_project(part)]
+    return definitions(tree)
 
 
 def foreign_imports(tree: ast.Module) -> Iterator[str]:
@@ -74,7 +93,7 @@ def changed_parts(tree: ast.Module, track: str, root: Path = ROOT) -> Iterator[s
     names = {name for fixed in FIXED.values() for name in fixed}
     missing, changed = [], []
     for file, fixed in FIXED.items():
-        ours = definitions(ast.parse((root / file).read_text()))
+        ours = own_definitions(root, file)
         for name in fixed:
             if name not in ours:
                 yield f"cannot be verified: {file} of this checkout does not define {name}"
@@ -92,7 +111,7 @@ def changed_parts(tree: ast.Module, track: str, root: Path = ROOT) -> Iterator[s
 
 def other_changes(tree: ast.Module, root: Path = ROOT) -> list[str]:
     """Names of train_gpt.py that the rules leave free and that the script has otherwise."""
-    theirs, ours = definitions(tree), definitions(ast.parse((root / "train_gpt.py").read_text()))
+    theirs, ours = definitions(tree), own_definitions(root, "train_gpt.py")
     free = [name for name in ours if name in theirs and name not in FIXED["train_gpt.py"]]
     return [name for name in free if fingerprint(theirs[name], "") != fingerprint(ours[name], "")]
 
@@ -111,7 +130,7 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
 
 
 def fingerprint(node: ast.stmt, track: str) -> str:
-    """The syntax without positions, docstrings and imports of this project; of TRACKS, one track."""
+    """The syntax without positions; of TRACKS, what one track fixes."""
     if isinstance(node, ast.Assign) and node.targets[0].id == "TRACKS" and isinstance(node.value, ast.Dict):
         pairs = zip(node.value.keys, node.value.values, strict=True)
         calls = [call for key, call in pairs if getattr(key, "value", None) in (track, None)]
@@ -119,18 +138,7 @@ def fingerprint(node: ast.stmt, track: str) -> str:
         return "".join(
             sorted(ast.dump(fact) for fact in facts if getattr(fact, "arg", None) not in TRACK_FREE)
         )
-    if isinstance(node, ast.Assign):
-        return ast.dump(node)
-    copy = ast.parse(ast.unparse(node)).body[0]
-    for part in ast.walk(copy):
-        if (
-            isinstance(part, ast.FunctionDef | ast.ClassDef)
-            and ast.get_docstring(part, clean=False) is not None
-        ):
-            part.body = part.body[1:]
-        if isinstance(part, ast.FunctionDef):
-            part.body = [statement for statement in part.body if not from_project(statement)]
-    return ast.dump(copy)
+    return ast.dump(node)
 
 
 def _keywords_only(node: ast.expr) -> bool:
