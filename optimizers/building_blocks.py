@@ -9,7 +9,7 @@ tensors.
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -68,6 +68,20 @@ def is_off(strength: Scalar | None) -> bool:
     return not isinstance(strength, Tensor) and not strength
 
 
+# An optimizer without matrix products lives on memory traffic: eager operations on blocks of rows this large stay in
+# the cache (naive forms measured 7 to 19 times AdamW's time).
+ROW_BLOCK_ELEMENTS = 2**16
+
+
+def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors [..., m, n] side by side in blocks of rows, as views. Compiled or not on CPU: one block."""
+    X = tensors[0]
+    if X.device.type != "cpu" or torch.compiler.is_compiling():
+        return [tensors]
+    rows = max(1, ROW_BLOCK_ELEMENTS * X.shape[-2] // X.numel())
+    return zip(*(T.split(rows, dim=-2) for T in tensors), strict=True)
+
+
 # --------------------------------------------------------------------------------------------------
 # Norms. Entries of 1e20 overflow when squared in float32, and those of 1e-30 vanish: hence the care.
 
@@ -75,7 +89,7 @@ def is_off(strength: Scalar | None) -> bool:
 def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
     """Root of the sum of squares over dim (kept at size 1), by the largest entry first: no overflow."""
     largest = X.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
-    return largest * torch.linalg.vector_norm(X / largest, dim=dim, keepdim=True)
+    return largest * torch.linalg.vector_norm(X * (1 / largest), dim=dim, keepdim=True)
 
 
 def squared(X: Tensor) -> Tensor:
@@ -85,7 +99,7 @@ def squared(X: Tensor) -> Tensor:
 
 def unit(X: Tensor, dim: int | tuple[int, int], floor: float = 1e-10) -> Tensor:
     """X / max(|X|, floor) over dim (-1: rows, -2: columns). Zeros stay zeros."""
-    return X / safe_norm(X, dim).clamp(min=floor)
+    return X * (1 / safe_norm(X, dim).clamp(min=floor))
 
 
 def rescaled(X: Tensor, target: Tensor) -> Tensor:
@@ -99,8 +113,17 @@ def rescaled(X: Tensor, target: Tensor) -> Tensor:
 
 def nesterov_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: bool) -> Tensor:
     """M <- M + (1 - mu)(G - M); u = (1 - mu) G + mu M, or M itself without Nesterov. No bias correction."""
-    M = average_(buffer(state, "momentum", grad), grad, momentum)
-    return (1 - momentum) * grad + momentum * M if nesterov else M
+    return nesterov_average_(buffer(state, "momentum", grad), grad, momentum, nesterov)
+
+
+def nesterov_average_(M: Tensor, grad: Tensor, momentum: Scalar, nesterov: bool) -> Tensor:
+    """nesterov_momentum on the momentum M itself, which changes in place; without Nesterov the result is M."""
+    average_(M, grad, momentum)
+    if not nesterov:
+        return M
+    if isinstance(momentum, Tensor):
+        return (1 - momentum) * grad + momentum * M
+    return torch.lerp(M, grad, 1 - momentum)
 
 
 def heavy_ball_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: bool) -> Tensor:
@@ -110,8 +133,10 @@ def heavy_ball_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: 
 
 
 def average_(mean: Tensor, value: Tensor, beta: Scalar) -> Tensor:
-    """mean <- beta mean + (1 - beta) value, in place."""
-    return mean.mul_(beta).add_((1 - beta) * value)
+    """mean <- beta mean + (1 - beta) value, in place, and in one pass where beta is a number."""
+    if isinstance(beta, Tensor):
+        return mean.mul_(beta).add_((1 - beta) * value)
+    return mean.lerp_(value, 1 - beta)
 
 
 def adam_direction(grad: Tensor, state: State, betas: tuple[Scalar, Scalar], eps: float) -> Tensor:

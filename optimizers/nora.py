@@ -1,12 +1,16 @@
 """Nora: momentum orthogonal to the weight row by row, every row at unit norm."""
 
+import torch
 from torch import Tensor
 
 from optimizers.building_blocks import (
     Scalar,
     State,
+    buffer,
     decay_,
-    nesterov_momentum,
+    nesterov_average_,
+    row_blocks,
+    safe_norm,
     spectral_scale,
     step_function,
     unit,
@@ -28,9 +32,10 @@ def nora(
     row norms of W grow to second order in lr (a tangent step without retraction). A zero row of W has nothing
     to take out.
     """
-    u = nesterov_momentum(grad, state, momentum, nesterov)
-    w = unit(weight, -1, eps)
-    v = u - (u * w).sum(-1, keepdim=True) * w
-    U = spectral_scale(weight) * unit(v, -1, eps)
-    decay_(weight, U, lr, weight_decay)
-    weight.sub_(lr * U)
+    scale = spectral_scale(weight)
+    for W, G, M in row_blocks(weight, grad, buffer(state, "momentum", weight)):
+        u = nesterov_average_(M, G, momentum, nesterov)
+        w = unit(W, -1, eps)
+        v = torch.addcmul(u, w, torch.linalg.vecdot(u, w).unsqueeze(-1), value=-1)
+        decay_(W, v, lr, weight_decay)
+        W.addcmul_(v, lr * scale / safe_norm(v, -1).clamp(min=eps), value=-1)

@@ -5,11 +5,13 @@ from torch import Tensor
 from optimizers.building_blocks import (
     Scalar,
     State,
+    buffer,
     decay_,
-    nesterov_momentum,
+    nesterov_average_,
+    row_blocks,
+    safe_norm,
     spectral_scale,
     step_function,
-    unit,
 )
 
 
@@ -24,7 +26,8 @@ def rmnp(
 
     weight, grad [..., m, n]; state: momentum of the weight's shape. Zero rows stay where they are.
     """
-    u = nesterov_momentum(grad, state, momentum, nesterov)
-    U = spectral_scale(weight) * unit(u, -1, eps)
-    decay_(weight, U, lr, weight_decay)
-    weight.sub_(lr * U)
+    scale = spectral_scale(weight)
+    for W, G, M in row_blocks(weight, grad, buffer(state, "momentum", weight)):
+        u = nesterov_average_(M, G, momentum, nesterov)
+        decay_(W, u, lr, weight_decay)
+        W.addcmul_(u, lr * scale / safe_norm(u, -1).clamp(min=eps), value=-1)
