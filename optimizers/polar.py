@@ -4,8 +4,6 @@ The iterations are odd quintic polynomials applied to all singular values at onc
 A = X X^T on the short side; a method is its table of (a, b, c), whose last row repeats.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -98,7 +96,7 @@ def quintic_step(X: Tensor, a: float, b: float, c: float) -> Tensor:
 
 def weighted_sum(beta: float, C: Tensor, alpha: float, A: Tensor, B: Tensor) -> Tensor:
     """beta C + alpha A B on stacks of matrices, in one product that is rounded once."""
-    stacks = (T.reshape(-1, *T.shape[-2:]) for T in (C, A, B))
+    stacks = [T.reshape(-1, *T.shape[-2:]) for T in (C, A, B)]
     return torch.baddbmm(*stacks, beta=beta, alpha=alpha).reshape(C.shape)
 
 
@@ -127,11 +125,13 @@ def gram_blocks(table: Table, eps: float) -> list[Table]:
     2).
     """
     blocks: list[Table] = []
+    growth = 1.0
     for row in table:
-        full = not blocks or len(blocks[-1]) == 3
-        if full or eps * math.prod(a * a for a, _, _ in blocks[-1]) > 1 / 8:
+        if not blocks or len(blocks[-1]) == 3 or eps * growth > 1 / 8:
             blocks.append([])
+            growth = 1.0
         blocks[-1].append(row)
+        growth *= row[0] ** 2
     return blocks
 
 

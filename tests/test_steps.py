@@ -214,10 +214,10 @@ def test_compiles_whole_and_not_again_over_a_schedule(name):
     compiled = torch.compile(STEPS[name], fullgraph=True, backend="eager", dynamic=False)
     fewer = {"riemannian_aurora": {"outer_steps": 1, "polar_steps": 1, "retraction_steps": 1}}
     options = fewer.get(name, {"polar_steps": 2} if "polar" in STEPS[name].__wrapped__.__kwdefaults__ else {})
-    weight, twin, state, twin_state = noise(6, 4), noise(6, 4), {}, {}
+    weight, twin, state, twin_state = noise(8, 4), noise(8, 4), {}, {}
 
     def both(t: int) -> None:
-        G, lr = noise(6, 4, seed=t), torch.tensor(0.01 * t)
+        G, lr = noise(8, 4, seed=t), torch.tensor(0.01 * t)
         compiled(weight, G, state, lr=lr, **options)
         STEPS[name](twin, G, twin_state, lr=lr, **options)
 
