@@ -88,6 +88,7 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
         f"{threshold(track.sigma):.4g} (sigma {track.sigma:g}).\n",
         see_also(folder),
         f"![record over time, and curves near the target]({FIGURE})\n" if results or curves else "",
+        f"Curves of the first {CURVES} entries.\n" if len(entries) > CURVES else "",
         "## Entries\n",
         entries_table(entries),
     ]

@@ -147,7 +147,8 @@ def draw_near_target(axes: Axes, curves: Sequence[Curve], target: float) -> None
     late = [point for point in points if point[0] >= start]
     lowest = min(target, *(low for _, low, _ in late))
     # High enough to see where curves come from, never so high that the crossing is squeezed flat.
-    highest = max(target + 1.5 * (target - lowest), min(1.02 * target, max(high for _, _, high in late)))
+    ceiling = max(1.02 * target, target + 1.5 * (target - lowest))
+    highest = max(target, min(ceiling, max(high for _, _, high in late)))
     margin = 0.05 * (highest - lowest) or 0.01 * abs(target)
     axes.set_xlim(start, end + 0.04 * (end - start) + 1)
     axes.set_ylim(lowest - margin, highest + margin)
@@ -164,13 +165,16 @@ def draw_history(axes: Axes, results: Sequence[Result]) -> None:
         if points:
             axes.scatter([date.fromisoformat(r.day) for r in points], [r.steps for r in points],
                          s=18, color=colour, marker=marker, label=label, zorder=3)  # fmt: skip
+    days = sorted(date.fromisoformat(r.day) for r in results)
     for own, colour in ((False, "#777777"), (True, COLOURS[0])):
         records = record_results([r for r in results if r.own == own])
-        if records:
-            last = max(date.fromisoformat(r.day) for r in results)
-            days = [date.fromisoformat(r.day) for r in records] + [last]
-            axes.step(days, [r.steps for r in records] + [records[-1].steps], where="post", color=colour,
-                      linewidth=1.4, label="best so far" + ("" if own else ", published"))  # fmt: skip
+        if records and records[0].day < days[-1].isoformat():  # a record of one day has no line
+            axes.step(
+                [date.fromisoformat(r.day) for r in records] + [days[-1]],
+                [r.steps for r in records] + [records[-1].steps],
+                where="post", color=colour, linewidth=1.4,
+                label="best so far" + ("" if own else ", published"),
+            )  # fmt: skip
     steps = sorted(r.steps for r in results)
     # A few far slower results would press the record against the axis: the title counts them instead.
     ceiling = 1.6 * steps[len(steps) // 2]
@@ -178,7 +182,6 @@ def draw_history(axes: Axes, results: Sequence[Result]) -> None:
     if hidden:
         axes.set_ylim(top=ceiling)
         axes.set_title(f"Record over time ({hidden} above {ceiling:.0f} steps not drawn)")
-    days = sorted(date.fromisoformat(r.day) for r in results)
     margin = max(timedelta(days=2), (days[-1] - days[0]) * 0.05)
     axes.set_xlim(days[0] - margin, days[-1] + margin)
     axes.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=5, interval_multiples=False))
