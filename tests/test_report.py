@@ -148,12 +148,14 @@ def test_a_browser_shows_it_without_an_error(opened):
 
 def test_dragging_zooms(opened):
     from selenium.webdriver import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
 
     low, high = layout(opened)["xaxis"]["range"]
     plot = opened.find_element("css selector", "#curves .nsewdrag")
     ActionChains(opened).move_to_element_with_offset(plot, -200, -100).click_and_hold().move_by_offset(
         250, 150
     ).release().perform()
+    WebDriverWait(opened, 10).until(lambda b: layout(b)["xaxis"]["range"] != [low, high])
     zoomed = layout(opened)["xaxis"]["range"]
     assert low < zoomed[0] < zoomed[1] < high
     assert zoomed[1] - zoomed[0] == pytest.approx((high - low) * 250 / plot.size["width"], rel=0.05)
@@ -191,9 +193,14 @@ def test_hovering_reads_the_loss_of_the_logs(opened, page):
 
 
 def test_a_click_on_a_heading_sorts(opened):
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
     assert rows(opened)[:3] == ["slow", "fast", "misses"]
     heading = next(h for h in opened.find_elements("css selector", "#summary thead th") if h.text == "steps")
     heading.click()
-    assert rows(opened)[-1] == "misses" and rows(opened).index("fast") < rows(opened).index("slow")
+    wait = WebDriverWait(opened, 10, ignored_exceptions=[StaleElementReferenceException])
+    wait.until(lambda b: rows(b)[-1] == "misses")
+    assert rows(opened).index("fast") < rows(opened).index("slow")
     heading.click()
-    assert rows(opened)[0] == "misses"
+    wait.until(lambda b: rows(b)[0] == "misses")
