@@ -31,7 +31,7 @@ SUFFIXES = (".txt", ".log")
 _SEPARATOR = re.compile(rb"={80,}")
 _SCRIPT_LINE = re.compile(rb"(?:import|from|def|class) +[A-Za-z_]")
 _STEP_LINE = re.compile(r"step:(0|[1-9]\d{0,8})/(0|[1-9]\d{0,8})((?: +[A-Za-z_]\w{0,40}:[^\s:/]{1,40})*)")
-_LOOKS_LIKE_VALIDATION = re.compile(rb"\d/\d+ +val_loss|\d val_loss:|^\s*step:\S* .*val_?loss")
+_LOOKS_LIKE_VALIDATION = re.compile(rb"\d/\d+ +val_loss|\d val_loss:|^\s*step:\S* .*val_loss")
 _LOSS = re.compile(r"\d{1,7}(?:\.(\d{1,17}))?|nan|-?inf")
 _SECONDS = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)s")
 _MILLISECONDS = re.compile(r"(\d{1,12}(?:\.\d{1,12})?|nan|inf)ms")
@@ -145,34 +145,42 @@ def read_log(path: str | Path) -> Log:
 
 
 def _read(path: Path, file) -> Log:
-    head: list[bytes] | None = []  # the lines before the first separator, until that is found
-    head_size, is_script, script = 0, False, None
+    """The head of the file up to the first line of `=` is the script; without one all of it is data."""
     reader = _Reader(path)
-    cut = []  # numbers of over-long lines
+    head, size, is_script, cut, number = [], 0, False, [], 0
     for number, line in enumerate(_lines(file), start=1):
-        if reader.full:
-            break
         if line is None:
             cut.append(number)
-        elif _SEPARATOR.fullmatch(line.strip()):
-            if head is not None and is_script:
-                reader = _Reader(path)  # what the script itself says, in a docstring perhaps, is no data
-                script, problem = _script(head, head_size, cut)
-                if problem:
-                    reader.complain(problem)
-            head = None
-            reader.end_of_facts()
+        elif line.startswith(b"=") and _SEPARATOR.fullmatch(line.strip()):
+            break
         else:
-            if head is not None:
-                head_size += len(line)
-                is_script = is_script or _SCRIPT_LINE.match(line) is not None
-                if head_size <= MAX_SCRIPT:
-                    head.append(line)
-            reader.read(number, line)
-    if head is not None and is_script:
-        reader.complain("no line of = signs ends the script at its head")
-    for number in cut:
-        reader.complain(f"line {number} is longer than {MAX_LINE} bytes: not read")
+            is_script = is_script or _SCRIPT_LINE.match(line) is not None
+            size += len(line)
+            if size <= MAX_SCRIPT:
+                head.append(line)
+    else:
+        if is_script:
+            reader.complain("no line of = signs ends the script at its head")
+        is_script = False
+    script = None
+    if is_script:
+        script, problem = _script(head, size, cut)
+        if problem:
+            reader.complain(problem)
+    else:
+        file.seek(0)
+    first = number + 1 if is_script else 1
+    for number, line in enumerate(_lines(file), start=first):
+        if line is None:
+            reader.complain(f"line {number} is longer than {MAX_LINE} bytes: not read")
+        elif b"val_loss" in line:
+            reader.read_step(number, line)
+            if reader.full:
+                break
+        elif line.startswith(b"="):
+            reader.end_of_facts()
+        elif not line.startswith(b"step:"):
+            reader.read_fact(line)
     return reader.log(script)
 
 
@@ -241,20 +249,19 @@ class _Reader:
     def end_of_facts(self) -> None:
         self.facts_over = self.facts_over or bool(self.facts)
 
-    def read(self, number: int, line: bytes) -> None:
+    def read_fact(self, line: bytes) -> None:
+        wanted = not self.facts_over and not self.drafts and len(self.facts) < MAX_FACTS
+        if wanted or b"seed" in line.lower():
+            text = line.strip(b"\r\n").decode("utf-8", "replace")
+            if match := _SEED.fullmatch(text.rstrip()):
+                self.next_seed = int(match[1])
+            if wanted:
+                self.facts.append(text[:MAX_FACT])
+
+    def read_step(self, number: int, line: bytes) -> None:
         whole = line.endswith(b"\n")
         # A terminal shows what follows the last carriage return: progress bars write over themselves.
         line = line.rstrip().rsplit(b"\r", 1)[-1]
-        if b"val_loss" in line or line.startswith(b"step:"):
-            self.read_step(number, line, whole)
-        elif line and (b"seed" in line or b"SEED" in line or b"Seed" in line or not self.facts_over):
-            text = line.decode("utf-8", "replace")
-            if match := _SEED.fullmatch(text):
-                self.next_seed = int(match[1])
-            if not self.facts_over and not self.drafts and len(self.facts) < MAX_FACTS:
-                self.facts.append(text[:MAX_FACT])
-
-    def read_step(self, number: int, line: bytes, whole: bool) -> None:
         text = line.decode("utf-8", "replace")
         draft = self.drafts[-1] if self.drafts else None
         match = _STEP_LINE.fullmatch(text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from scipy import stats
+from scipy.special import ndtr
 
 from records.logs import Entry, Run
 from records.warnings import entry_warnings
@@ -57,7 +57,7 @@ def step_statistics(
     z = statistic / sigma
     return StepStatistics(
         step, n, mean, stdev(losses) if n > 1 else math.nan, min(losses), max(losses),
-        statistic, z, float(stats.norm.sf(z)), statistic >= threshold(sigma) - ROUNDING,
+        statistic, z, float(ndtr(-z)), statistic >= threshold(sigma) - ROUNDING,
     )  # fmt: skip
 
 

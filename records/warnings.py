@@ -9,7 +9,8 @@ from records.logs import Entry, Log, Run
 
 NAMES = 6  # files named in one warning; the others are counted
 _SETTING = re.compile(r"Using (\w+)=(.*)")  # published logs state their settings so
-_ARGUMENTS = "ARGUMENTS = "  # the line that may differ between the scripts of one entry: which seeds were run
+# The line that may differ between the scripts of one entry: it says which seeds were run.
+_ARGUMENTS = re.compile(r"^ARGUMENTS = .*\n?", re.MULTILINE)
 
 
 def entry_warnings(entry: Entry) -> tuple[str, ...]:
@@ -21,8 +22,7 @@ def script_digest(log: Log) -> str | None:
     """SHA-256 of a log's script without the line of its arguments; None without a script."""
     if log.script is None:
         return None
-    lines = (line for line in log.script.split("\n") if not line.startswith(_ARGUMENTS))
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_ARGUMENTS.sub("", log.script).encode()).hexdigest()
 
 
 def settings(log: Log) -> dict[str, object]:
