@@ -68,9 +68,9 @@ def is_off(strength: Scalar | None) -> bool:
     return not isinstance(strength, Tensor) and not strength
 
 
-# An optimizer without matrix products lives on memory traffic: eager operations on blocks of rows this large stay in
-# the cache (naive forms measured 7 to 19 times AdamW's time).
-ROW_BLOCK_ELEMENTS = 2**16
+# An optimizer without matrix products lives on memory traffic: blocks of rows of this size stay in the cache
+# from one operation to the next.
+ROW_BLOCK_ELEMENTS = 2**17
 
 
 def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -87,7 +87,14 @@ def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
-    """Root of the sum of squares over dim (kept at size 1), by the largest entry first: no overflow."""
+    """Root of the sum of squares over dim (kept at size 1), by the largest entry first: no overflow.
+
+    On CPU, where looking at a value costs nothing, ordinary norms come of one pass in place of four.
+    """
+    if X.device.type == "cpu" and not torch.compiler.is_compiling():
+        norm = torch.linalg.vector_norm(X, dim=dim, keepdim=True)
+        if norm.min() > 1e-12 and norm.max() < 1e12:
+            return norm
     largest = X.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
     return largest * torch.linalg.vector_norm(X * (1 / largest), dim=dim, keepdim=True)
 
@@ -117,10 +124,10 @@ def nesterov_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: bo
 
 
 def nesterov_average_(M: Tensor, grad: Tensor, momentum: Scalar, nesterov: bool) -> Tensor:
-    """nesterov_momentum on the momentum M itself, which changes in place; without Nesterov the result is M."""
+    """nesterov_momentum on the momentum M itself, which changes; the result is a tensor of its own."""
     average_(M, grad, momentum)
     if not nesterov:
-        return M
+        return M.clone()
     if isinstance(momentum, Tensor):
         return (1 - momentum) * grad + momentum * M
     return torch.lerp(M, grad, 1 - momentum)

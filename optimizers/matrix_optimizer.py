@@ -26,7 +26,7 @@ from torch import Tensor
 # On CPU one call of the step function gets at most this many elements, or one matrix where that is larger:
 # small matrices share the cost of the Python calls, large ones need no copy and stay in cache. Elsewhere it
 # gets the stack.
-CPU_CALL_ELEMENTS = 2**18
+CPU_CALL_ELEMENTS = 2**16
 
 # What a parameter group may hold beside `step` and its hyperparameters.
 GROUP_KEYS = ("params", "param_names", "name", "initial_lr")

@@ -13,7 +13,6 @@ from optimizers.building_blocks import (
     safe_norm,
     spectral_scale,
     step_function,
-    unit,
 )
 
 
@@ -35,7 +34,7 @@ def nora(
     scale = spectral_scale(weight)
     for W, G, M in row_blocks(weight, grad, buffer(state, "momentum", weight)):
         u = nesterov_average_(M, G, momentum, nesterov)
-        w = unit(W, -1, eps)
-        v = torch.addcmul(u, w, torch.linalg.vecdot(u, w).unsqueeze(-1), value=-1)
+        along = torch.linalg.vecdot(u, W).unsqueeze(-1) / safe_norm(W, -1).clamp(min=eps).square()
+        v = u.addcmul_(W, along, value=-1)
         decay_(W, v, lr, weight_decay)
         W.addcmul_(v, lr * scale / safe_norm(v, -1).clamp(min=eps), value=-1)

@@ -167,3 +167,11 @@ def test_soft_polar_refuses_what_it_has_no_table_for():
         soft_polar(torch.eye(2), 0.3)
     with pytest.raises(ValueError, match="found 'rms'"):
         soft_polar(torch.eye(2), 0.1, "rms")
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (128, 512), (512, 128)])
+@pytest.mark.parametrize("gram", [True, False])
+def test_large_float32_matrices_agree_with_float64(shape, gram):
+    X = torch.randn(shape, dtype=torch.float64)
+    expected = polar(X, "quintic", gram=gram)
+    torch.testing.assert_close(polar(X.float(), "quintic", gram=gram).double(), expected, rtol=0, atol=1e-4)
