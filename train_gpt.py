@@ -158,7 +158,7 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
     track = TRACKS[recipe.track]
     shards, val_shard = (open_shards(data / track.dataset, split, track) for split in ("train", "val"))
     if len(val_shard[0]) <= track.val_tokens:
-        raise RunError(f"{val_shard[0].filename}: {len(val_shard[0])} tokens, expected over {track.val_tokens}.")
+        raise RunError(f"{val_shard[0].filename} holds {len(val_shard[0])} of {track.val_tokens + 1} tokens.")
     lengths = [len(shard) for shard in shards]
     return shards, plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val_shard[0]
 

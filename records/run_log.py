@@ -111,13 +111,13 @@ class Progress:
         return speed
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items() if self.writer else ():
+        for name, value in values.items() if self.writer is not None else ():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Leave the terminal's last line free."""
         self.bar.close()
-        if self.writer:
+        if self.writer is not None:
             self.writer.close()
 
 

@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint(small_track, t
         (("--set", "matrix.lr"), "expected KEY=VALUE"),
         (("--steps", "0"), "train_steps = 0"),
         (("--steps", "5000"), "Fetch more data, or train with --steps 58"),
-        (("--micro-batch", "3"), "does not divide the 8 rows"),
+        (("--steps", "9", "--micro-batch", "3"), "does not divide the 8 rows"),
         (("--seeds", "1-"), "--seeds 1-"),
         (("--track", "fineweb", "--recipe", "adamw"), "is of track nano"),
     ],
@@ -369,12 +369,12 @@ def test_a_cut_shard_is_refused_before_training(small_track, tmp_path):
 
 def test_an_unwritable_log_folder(small_track, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot write the log" in refusal(out=tmp_path / "file", data=small_track)
+    assert "cannot write the log" in refusal("--steps", "9", out=tmp_path / "file", data=small_track)
 
 
 def test_a_world_that_does_not_divide_eight(small_track, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert "3 processes do not divide 8" in refusal(out=tmp_path / "logs", data=small_track)
+    assert "3 processes do not divide 8" in refusal("--steps", "9", out=tmp_path / "logs", data=small_track)
 
 
 def test_out_of_memory_says_the_micro_batch_to_try(small_track, tmp_path, monkeypatch):

@@ -1,0 +1,104 @@
+"""Recipes: what is said, what is filled in, what is refused."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from optimizers import STEPS
+from records.recipe import RecipeError, list_recipes, parse_recipe, read_recipe, recipe_files
+from train_gpt import TRACKS
+
+RECORDS = Path(__file__).resolve().parents[1] / "records"
+SHIPPED = [file for track in TRACKS for file in recipe_files(RECORDS / track).values()]
+HEAD = 'track = "fineweb"\ntrain_steps = 100\n'
+
+
+def parse(text: str, *changes: str):
+    return parse_recipe(HEAD + text, "made", TRACKS, STEPS, changes)
+
+
+def test_defaults_of_track_and_step_function_are_filled_in():
+    recipe = parse('[matrix]\nstep = "muon"\nlr = 1\n[aux]\nembed_lr = 0.7\n[schedule]\ncooldown_frac = 0.5')
+    assert (recipe.matrix["lr"], recipe.matrix["momentum"], recipe.matrix["polar"]) == (1, 0.95, "simple")
+    assert recipe.aux == {**TRACKS["fineweb"].aux, "embed_lr": 0.7}
+    assert recipe.schedule["aux_cooldown_frac"] == 0.5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_reads_and_says_itself_again(path):
+    recipe = read_recipe(path, TRACKS, STEPS)
+    assert recipe.track == path.relative_to(RECORDS).parts[0]
+    assert parse_recipe(recipe.toml(), "other", TRACKS, STEPS) == recipe
+    assert len(path.read_text().splitlines()) <= 40 or path.name == "recipe.toml"
+    assert "description" in recipe.facts
+    tomllib.loads(recipe.toml())
+
+
+@pytest.mark.parametrize("track", TRACKS)
+def test_the_default_recipe_of_a_track_is_shipped(track):
+    assert read_recipe(TRACKS[track].recipe, TRACKS, STEPS, track=track).track == track
+
+
+def test_a_name_on_two_tracks_is_that_of_the_preferred_one():
+    for track in ("nano", "fineweb"):
+        assert read_recipe("nora", TRACKS, STEPS, track=track).track == track
+
+
+def test_changes_go_over_what_the_file_says():
+    base = '[matrix]\nstep = "muon"\n[matrix."mlp.*"]\nlr = 0.5\n[init]\n"mlp.fc" = 0.1'
+    changes = (
+        "matrix.lr=0.25",
+        "aux.betas=[0.5, 0.6]",
+        "matrix.polar=cans",
+        'init."mlp.fc"=0.2',
+        "train_steps=7",
+    )
+    recipe = parse(base, *changes)
+    assert (recipe.matrix["lr"], recipe.matrix["mlp.*"]["lr"], recipe.matrix["polar"]) == (0.25, 0.5, "cans")
+    assert recipe.aux["betas"] == [0.5, 0.6] and recipe.init == {"mlp.fc": 0.2} and recipe.train_steps == 7
+
+
+def test_a_pattern_takes_over_the_values_of_the_same_step_only():
+    patterns = '[matrix."attn.q"]\nweight_decay = 1.0\n[matrix."mlp.*"]\nstep = "nora"'
+    recipe = parse(f'[matrix]\nstep = "muon"\nlr = 0.3\n{patterns}')
+    assert recipe.matrix["attn.q"]["lr"] == 0.3 and recipe.matrix["mlp.*"]["lr"] == 0.005
+    assert recipe.step_names() == ["muon", "nora"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"\[matrix\] says step = None"),
+        ('[matrix]\nstep = "auroro"', "nearest: 'aurora'"),
+        ('[matrix]\nstep = "muon"\nmomentun = 1', "did you mean 'momentum'"),
+        ('[matrix]\nstep = "muon"\nnesterov = 1', "nesterov = 1; expected a value such as True"),
+        ('[matrix]\nstep = "muon"\nlr = true', "lr = True"),
+        (
+            '[matrix]\nstep = "muon"\n[matrix."mlp.*"]\nmode = "r"',
+            r'\[matrix."mlp.\*"\] with step .muon. has no .mode',
+        ),
+        ('[matrix]\nstep = "muon"\n[aux]\nembed_rl = 1', "did you mean 'embed_lr'"),
+        ('[matrix]\nstep = "muon"\n[aux]\nbetas = 0.9', "betas = 0.9; expected a value such as "),
+        ('[matrix]\nstep = "muon"\n[schedule]\ncooldown_frac = 1.5', "cooldown_frac is 1.5"),
+        ('[matrix]\nstep = "muon"\n[schedule.matrix]\npolar = [[0, 1]]', "has no 'polar'"),
+        ('[matrix]\nstep = "muon"\n[schedule.matrix]\nmomentum = [[9, 1], [0, 1]]', "steps rising"),
+        ('seed = 3\n[matrix]\nstep = "muon"', "the recipe has no 'seed'"),
+        ("[matrix", "is not TOML"),
+        ("matrix = 3", r"expected a table \[matrix\]"),
+    ],
+)
+def test_what_nothing_uses_is_refused(text, told):
+    with pytest.raises(RecipeError, match=told):
+        parse(text)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(RecipeError, match="nearest: 36_muon"):
+        read_recipe("36_moun", TRACKS, STEPS)
+
+
+def test_a_recipe_without_its_step_function_is_listed_as_such():
+    without = {name: step for name, step in STEPS.items() if name != "nora"}
+    lines = [line for line in list_recipes(TRACKS, without) if line.strip().startswith("nora ")]
+    assert len(lines) == 2 and all("cannot run yet" in line for line in lines)

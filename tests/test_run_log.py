@@ -1,0 +1,79 @@
+"""The log as it is written, and the progress shown."""
+
+import pytest
+
+from records.run_log import LogError, Progress, RunLog, verdict
+
+
+def started(path, resume=False):
+    log = RunLog(path, resume=resume, writes=True)
+    if not resume:
+        log.head("script", "versions", {"id": "a"}, 'track = "nano"')
+    return log
+
+
+def test_a_log_is_never_overwritten(tmp_path):
+    started(tmp_path / "a.txt").line("precious")
+    with pytest.raises(LogError, match="cannot write the log .*a.txt"):
+        started(tmp_path / "a.txt")
+    assert "precious" in (tmp_path / "a.txt").read_text()
+
+
+def test_a_resumed_log_goes_on_behind_its_last_whole_line(tmp_path):
+    log = started(tmp_path / "a.txt")
+    log.line("seed: 0", (0, -1))
+    log.line("step:0/9 val_loss:5.0", (0, 0))
+    log.line("step:3/9 val_loss:4.0", (0, 3))
+    whole = (tmp_path / "a.txt").read_text()
+    with open(tmp_path / "a.txt", "a") as file:
+        file.write("step:6/9 val_lo")  # killed in the middle of a line
+    log = started(tmp_path / "a.txt", resume=True)
+    log.line("seed: 0", (0, -1))
+    log.line("step:3/9 val_loss:4.0", (0, 3))
+    log.line("step:6/9 val_loss:3.0", (0, 6))
+    log.line("seed: 1", (1, -1))
+    log.line("step:0/9 val_loss:5.0", (1, 0))
+    assert (
+        tmp_path / "a.txt"
+    ).read_text() == whole + "step:6/9 val_loss:3.0\nseed: 1\nstep:0/9 val_loss:5.0\n"
+
+
+def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
+    log = RunLog(tmp_path / "a.txt", resume=False, writes=False)
+    log.line("text")
+    log.record(step=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_verdict_interpolates_the_crossing():
+    assert "reached at step 20 with 2.50000, interpolated 15.0; best 2.00000 at step 30" in verdict(
+        [(0, 5.0), (10, 3.5), (20, 2.5), (30, 2.0)], 3.0
+    )
+    assert verdict([(0, 5.0), (10, 3.5)], 3.0) == "target 3.0 not reached; best 3.50000 at step 10"
+    assert "reached at step 0" in verdict([(0, 1.0)], 3.0)
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    progress = Progress(10, 0, 1024, peak_share=0.0, shown=True, writer=None)
+    progress.say("step:0/10 val_loss:5.00000")
+    progress.validated(0, 5.0)
+    assert progress.stepped(0, 5.0, {"lr.matrix": 0.1}) > 0
+    progress.close()
+    captured = capsys.readouterr()
+    assert captured.out == "step:0/10 val_loss:5.00000\n" and captured.err == ""
+
+
+def test_scalars_go_to_the_writer():
+    class Writer(list):
+        def add_scalar(self, name, value, step):
+            self.append((name, step))
+
+        def close(self):
+            self.append("closed")
+
+    writer = Writer()
+    progress = Progress(10, 0, 1024, peak_share=0.0, shown=True, writer=writer)
+    progress.validated(0, 5.0)
+    progress.stepped(0, 5.0, {"lr.matrix": 0.1})
+    progress.close()
+    assert writer == [("val_loss", 0), ("loss", 0), ("tokens_per_s", 0), ("lr.matrix", 0), "closed"]

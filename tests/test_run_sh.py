@@ -1,0 +1,77 @@
+"""run.sh: what it starts, with the Python that runs these tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_sh(*options: str, **environment: str) -> subprocess.CompletedProcess:
+    settings = {
+        **os.environ,
+        "VENV": "none",
+        "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        **environment,
+    }
+    command = [ROOT / "run.sh", *options]
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
+
+
+def test_help_fits_one_screen():
+    told = run_sh("--help")
+    assert told.returncode == 0 and len(told.stdout.splitlines()) <= 40
+    for option in ("--recipe", "--seeds", "--resume", "test", "records", "tune", "NNODES"):
+        assert option in told.stdout
+
+
+def test_a_wrong_command_line_ends_before_anything_starts(tmp_path):
+    told = run_sh("--recipe", "muonn", "--out", str(tmp_path / "logs"))
+    assert told.returncode == 1 and told.stderr.strip().splitlines() == [told.stderr.strip()]
+    assert "nearest: muon" in told.stderr and not (tmp_path / "logs").exists()
+
+
+def test_the_number_of_processes_is_checked(nano_data, tmp_path):
+    told = run_sh("--nproc", "3", "--data", str(nano_data), "--out", str(tmp_path))
+    assert told.returncode == 1 and "expected 1, 2, 4 or 8" in told.stderr
+
+
+def test_it_fetches_what_is_missing_and_trains(tmp_path):
+    told = run_sh(
+        "--recipe", "nora", "--steps", "2", "--data", str(tmp_path), "--out", str(tmp_path / "logs")
+    )
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "nano" / "nano_train_000001.bin").exists()
+    (log,) = (tmp_path / "logs").glob("*-nora-*.txt")
+    assert "step:2/2 val_loss:" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29411"},
+         "--nnodes=2 --node-rank=1 --master-addr=first --master-port=29411 --nproc-per-node=4"),
+        ({"SLURM_NNODES": "2", "SLURM_NODEID": "0", "MASTER_ADDR": "first"},
+         "--nnodes=2 --node-rank=0 --master-addr=first --master-port=29500 --nproc-per-node=4"),
+        ({}, "--standalone --nproc-per-node=4"),
+    ],
+)  # fmt: skip
+def test_torchrun_gets_the_rendezvous(nano_data, tmp_path, environment, expected):
+    """A stand-in Python shows the command that would be started."""
+    python = tmp_path / "python3"
+    show = 'case "$*" in *torch.distributed.run*) echo "$@"; exit ;; esac'
+    python.write_text(f'#!/bin/sh\n{show}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    options = ("--nproc", "4", "--data", str(nano_data), "--steps", "3")
+    told = run_sh(*options, PYTHON=str(python), **environment)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"-m torch.distributed.run {expected} {ROOT / 'train_gpt.py'} --data")
+
+
+def test_two_nodes_need_an_address(nano_data):
+    told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES="2")
+    assert told.returncode == 1 and "MASTER_ADDR" in told.stderr
