@@ -158,6 +158,8 @@ def _read(path: Path, file) -> Log:
             size += len(line)
             if size <= MAX_SCRIPT:
                 head.append(line)
+            elif not is_script:
+                break
     else:
         if is_script:
             reader.complain("no line of = signs ends the script at its head")

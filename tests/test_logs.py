@@ -172,10 +172,10 @@ def test_a_script_that_is_not_whole_is_left_out(tmp_path: Path, monkeypatch: pyt
     log = read_log(write(tmp_path / "b.txt", text))
     assert log.script is None
     assert "not UTF-8" in log.problems[0]
-    monkeypatch.setattr(logs, "MAX_SCRIPT", 50)
+    monkeypatch.setattr(logs, "MAX_SCRIPT", 80)
     log = read_log(write(tmp_path / "c.txt", log_text(run_text())))
     assert (log.script, log.runs[0].curve) == (None, CURVE)
-    assert "longer than 50 bytes" in log.problems[0]
+    assert "longer than 80 bytes" in log.problems[0]
 
 
 def test_an_overlong_line_is_named(tmp_path: Path) -> None:
