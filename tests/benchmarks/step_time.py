@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.step_time [--steps 60] [--recipe muon] [--layers 4 --dim 64]
 
-Trains on the nano track with the parts of the trainer timed, and prints each part's share: of the training clock,
-which stands still during validation, and the validation beside it.
+Trains on the nano track with the parts of the trainer timed, and prints each part's share of the training
+clock, which stands still during validation.
 """
 
 import argparse
@@ -24,19 +24,19 @@ WORK = ("forward", "backward", "optimizer")
 
 
 def timed(seconds: dict[str, float], part: str, function: Callable) -> Callable:
-    """The function, adding the seconds of each call to its part; a part within another counts for itself alone."""
+    """The function, adding the seconds of each call to its part."""
 
     def call(*args: object, **kwargs: object) -> object:
-        inner, began = sum(seconds.values()), time.perf_counter()
+        began = time.perf_counter()
         result = function(*args, **kwargs)
-        seconds[part] += time.perf_counter() - began - (sum(seconds.values()) - inner)
+        seconds[part] += time.perf_counter() - began
         return result
 
     return call
 
 
 def measure(options: list[str], layers: int, dim: int) -> dict[str, float]:
-    """Seconds of each part of a training with these options of the trainer, "total" of all."""
+    """Seconds of each part of a training with these options of the trainer; "total": the training clock."""
     seconds: dict[str, float] = defaultdict(float)
     track = train_gpt.TRACKS["nano"]
     train_gpt.TRACKS["nano"] = dataclasses.replace(track, num_layers=layers, model_dim=dim)
@@ -70,14 +70,13 @@ def measure(options: list[str], layers: int, dim: int) -> dict[str, float]:
             train_gpt.GPT.forward = timed_forward
 
     train_gpt.validate = timed(seconds, "validation", validate_whole)
-    train = train_gpt.train
+    stop = train_gpt.Clock.stop
 
-    def train_timed(*args: object) -> None:
-        began = time.perf_counter()
-        train(*args)
-        seconds["total"] = time.perf_counter() - began
+    def stop_and_read(clock: train_gpt.Clock) -> None:
+        stop(clock)
+        seconds["total"] = clock.seconds
 
-    train_gpt.train = train_timed
+    train_gpt.Clock.stop = stop_and_read
     with tempfile.TemporaryDirectory() as out:
         train_gpt.main([*options, "--track", "nano", "--out", out])
     return seconds
@@ -92,15 +91,14 @@ def main() -> None:
     args = parser.parse_args()
     build_nano(ROOT / "data" / "nano")
     seconds = measure(["--recipe", args.recipe, "--steps", str(args.steps)], args.layers, args.dim)
-    total, validation = seconds.pop("total"), seconds.pop("validation")
-    training = total - validation
+    training, validation = seconds.pop("total"), seconds.pop("validation")
     seconds["rest"] = training - sum(seconds.values())
     print(f"\n{args.layers} layers of width {args.dim}, {args.recipe}, {args.steps} steps")
     for part, value in seconds.items():
         print(f"{part:12}{1000 * value / args.steps:9.3f} ms a step{value / training:8.1%}")
-    outside = training - sum(seconds[part] for part in WORK)
+    outside = (training - sum(seconds[part] for part in WORK)) / training
     print(
-        f"outside {', '.join(WORK)}: {outside / training:.1%}; validation: {validation:.1f} s beside {training:.1f} s"
+        f"outside {', '.join(WORK)}: {outside:.1%} of {training:.1f} s; validation beside it: {validation:.1f} s"
     )
 
 
