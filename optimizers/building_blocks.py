@@ -70,7 +70,7 @@ def is_off(strength: Scalar | None) -> bool:
 
 # An optimizer without matrix products lives on memory traffic: blocks of rows of this size stay in the cache
 # from one operation to the next.
-ROW_BLOCK_ELEMENTS = 2**17
+ROW_BLOCK_ELEMENTS = 2**19
 
 
 def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
