@@ -3,11 +3,11 @@
     python -m optimizers.benchmark [--device cpu|cuda] [--share 1/4] [--only muon,nora] [--json FILE]
 
 Beside the milliseconds stands the work that a step must do: `flops`, of its matrix products (counted as they
-run, 2 m k n each; elementwise work and decompositions are not counted), and `bytes`: every weight, gradient and
-state tensor read once, every weight and state tensor written once. The machine's own speed is measured in the
-same rounds: bare products (torch.matmul) of the shapes that Newton-Schulz multiplies, and a bare copy. `share`
-is the time that the work takes at those speeds over the time of the step: 1 is a step that costs nothing but
-its products (or, where it has next to none, moving its tensors once).
+run, 2 m k n each; elementwise work and decompositions are not counted), and `bytes`: every weight, gradient
+and state tensor read once, every weight and state tensor written once. The machine's own speed is measured
+in the same rounds: bare products (torch.matmul) of the shapes that Newton-Schulz has, and a bare copy.
+`share` is the time that the work takes at those speeds over the time of the step: 1 is a step that costs
+nothing but its products (or, where it has next to none, moving its tensors once).
 """
 
 import argparse
