@@ -83,7 +83,7 @@ TRACKS = {
              "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
     ),
     "nano": Track(
-        dataset="nano", fetch="data.nano", shards=1, shard_tokens=15689344, token_limit=256,
+        dataset="nano", fetch="data.nano", shards=1, shard_tokens=16063360, token_limit=256,
         vocab_size=256, num_layers=4, model_dim=64, head_dim=32, context=128,
         batch_tokens=2048, val_tokens=65536, val_every=25, late_val_every=5,
         gpu_dtype="float32", target=1.41, sigma=0.008, recipe="aurora_contra_floor",
