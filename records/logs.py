@@ -377,10 +377,22 @@ class _Reader:
             return self.facts, {}
         at = self.facts.index("effective recipe:")
         try:
-            return self.facts[:at], tomllib.loads("\n".join(self.facts[at + 1 :]))
+            table = tomllib.loads("\n".join(self.facts[at + 1 :]))
+            if _depth(table) > 10:
+                raise ValueError("tables nested more than 10 deep")
+            return self.facts[:at], table
         except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
             self.complain(f"the effective recipe is not TOML: {error}")
             return self.facts[:at], {}
+
+
+def _depth(table: dict) -> int:
+    """How deep tables stand in tables; counted without recursion, for strangers' recipes."""
+    depth, level = 0, [table]
+    while level:
+        depth += 1
+        level = [value for inner in level for value in inner.values() if isinstance(value, dict)]
+    return depth
 
 
 def _first(pattern: re.Pattern, facts: list[str]) -> re.Match | None:

@@ -153,6 +153,11 @@ def test_replacing_a_fixed_part_afterwards(code: str) -> None:
     assert rebound(tree, {"GPT"})
 
 
+def test_a_second_recipe_in_the_script(tmp_path: Path, sound: str) -> None:
+    text = at_script_end(sound, "RECIPE = ''")
+    assert "replaces or alters RECIPE" in " ".join(broken_rules(tmp_path, text).values())
+
+
 def test_using_a_fixed_part_is_no_replacement() -> None:
     tree = ast.parse(
         "class GPT:\n    def f(self):\n        rotate = GPT()\n        return rotate\n\nx = GPT().forward"

@@ -33,6 +33,12 @@ def test_facts_of_our_logs(tmp_path: Path) -> None:
     assert (log.date, log.track, log.recipe) == ("2026-11-22", "nano", {"matrix": {"lr": 0.02}})
 
 
+def test_a_recipe_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    facts = ["effective recipe:", ".".join(["a"] * 1800) + " = 1"]
+    log = read_log(write(tmp_path / "a.txt", log_text(run_text(), facts=facts)))
+    assert log.recipe == {} and "nested more than 10 deep" in log.problems[0]
+
+
 @pytest.mark.parametrize(
     ("fact", "device", "world_size"),
     [
