@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from records.flatten import flatten
-from records.recipe import Recipe, RecipeError, list_recipes, parse_recipe, read_recipe
+from records.recipe import Recipe, RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe
 from records.run_log import LogError, Progress, RunLog, processor_name, verdict
 
 ROOT = Path(__file__).resolve().parent
@@ -142,25 +142,22 @@ def training_batches(
             yield pair
 
 
-def open_shards(folder: Path, split: str, track: Track) -> list[np.ndarray]:
-    """The split's shards in name order, memory-mapped and checked. Raises RunError where there are none."""
-    files = list_shards(folder, split)
-    if not files:
-        raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
-    return [read_shard(file) for file in files]
-
-
 def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[int, int]], np.ndarray]:
-    """The training shards, the block of each step in them, and the validation shard; all that the run needs.
+    """The training shards in name order, each step's block in them, and the validation shard; all checked.
 
-    Raises RunError or ShardError where something is missing, damaged or too short.
+    Raises RunError or ShardError where something is missing, damaged or too short for the run.
     """
-    track = TRACKS[recipe.track]
-    shards, val_shard = (open_shards(data / track.dataset, split, track) for split in ("train", "val"))
-    if len(val_shard[0]) <= track.val_tokens:
-        raise RunError(f"{val_shard[0].filename} holds {len(val_shard[0])} of {track.val_tokens + 1} tokens.")
-    lengths = [len(shard) for shard in shards]
-    return shards, plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val_shard[0]
+    track, shards = TRACKS[recipe.track], {}
+    for split in ("train", "val"):
+        folder = data / track.dataset
+        if not (files := list_shards(folder, split)):
+            raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
+        shards[split] = [read_shard(file) for file in files]
+    val = shards["val"][0]
+    if len(val) <= track.val_tokens:
+        raise RunError(f"{val.filename} holds {len(val)} of {track.val_tokens + 1} tokens.")
+    lengths = [len(shard) for shard in shards["train"]]
+    return shards["train"], plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -424,6 +421,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    name: str = ""  # of the GPU or the processor
 
     def barrier(self) -> None:
         """Wait until every process and its device are done."""
@@ -453,12 +451,7 @@ def join_world() -> World:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if size > 1:
         dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-    return World(rank, size, device)
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the GPU or of the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return World(rank, size, device, torch.cuda.get_device_name() if cuda else processor_name())
 
 
 def make_model(recipe: Recipe, seed: int, device: torch.device) -> GPT:
@@ -482,10 +475,8 @@ def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
     rows = track.batch_tokens // track.context // world.size
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
-    if world.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(world.device)[1]
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world.size
+    cuda = world.device.type == "cuda"  # on a CPU, passes beyond the caches only cost memory
+    memory = torch.cuda.mem_get_info(world.device)[1] if cuda else 2**30
     row = track.context * (8 * track.vocab_size + 70 * track.num_layers * track.model_dim)  # bytes, at most
     return asked or next((m for m in range(rows, 1, -1) if rows % m == 0 and m * row <= 0.85 * memory), 1)
 
@@ -523,8 +514,7 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
         writer = SummaryWriter(str(board))
     weights = sum(p.numel() for p in model.parameters()) - model.embed.weight.numel()
     flops = 6 * (weights + track.num_layers * track.context * track.model_dim)
-    name = device_name(world.device)
-    peak = world.size * next((peak for chip, peak in PEAK_FLOPS.items() if chip in name), math.inf)
+    peak = world.size * next((peak for chip, peak in PEAK_FLOPS.items() if chip in world.name), math.inf)
     return Progress(recipe.train_steps, first, track.batch_tokens, flops / peak, world.rank == 0, writer)
 
 
@@ -645,17 +635,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """ "0-4" or "0,3" as a list. Raises RunError for anything else and for a seed named twice."""
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise RunError(f"--seeds {text}: expected seeds such as 0-4 or 0,3.")
-    ends = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
-    seeds = [seed for first, last in ends for seed in range(int(first), int(last) + 1)]
-    if not seeds or len(seeds) != len(set(seeds)):
-        raise RunError(f"--seeds {text}: {'a seed stands twice' if seeds else 'no seed in it'}.")
-    return seeds
-
-
 def print_plan(recipe: Recipe, data: Path) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
     track, fetch = TRACKS[recipe.track], []
@@ -709,7 +688,7 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
         script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
         python = platform.python_version()
         versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python}"
-        facts = {"id": log.path.stem, "device": device_name(world.device), "world_size": world.size,
+        facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                  "train_steps": recipe.train_steps, "micro_batch": args.micro_batch}  # fmt: skip
         log.head(script, versions, facts, recipe.toml())

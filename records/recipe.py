@@ -1,4 +1,4 @@
-"""Recipes: what an entry chooses, as a TOML file, read and checked, every default filled in.
+"""Recipes: what an entry chooses, as a TOML file, read and checked, every default filled in; and its seeds.
 
 A shipped recipe is `records/<track>/<name>.toml`, that of an entry `records/<track>/<entry>/recipe.toml`.
 """
@@ -237,3 +237,14 @@ def merge(table: dict, changes: dict) -> dict:
     """`table` with the changes over it, table by table."""
     both = {key for key in changes if isinstance(changes[key], dict) and isinstance(table.get(key), dict)}
     return table | {key: merge(table[key], value) if key in both else value for key, value in changes.items()}
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-4" or "0,3" as a list. Raises RecipeError for anything else and for a seed named twice."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
+        raise RecipeError(f"--seeds {text}: expected seeds such as 0-4 or 0,3.")
+    ends = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
+    seeds = [seed for first, last in ends for seed in range(int(first), int(last) + 1)]
+    if not seeds or len(seeds) != len(set(seeds)):
+        raise RecipeError(f"--seeds {text}: {'a seed stands twice' if seeds else 'no seed in it'}.")
+    return seeds

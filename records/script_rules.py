@@ -18,7 +18,7 @@ PACKAGES = ("torch", "numpy", "triton", "tiktoken", "huggingface_hub", "sympy", 
 FIXED = {  # file of this project -> what the rules fix in it; of TRACKS, the track of the log
     "data/shards.py": ("SHARD_MAGIC", "SHARD_VERSION", "SHARD_HEADER_BYTES", "list_shards", "read_shard"),
     "train_gpt.py": (
-        "Track", "TRACKS", "plan_blocks", "read_block", "training_batches", "open_shards", "open_data",
+        "Track", "TRACKS", "plan_blocks", "read_block", "training_batches", "open_data",
         "Linear", "RMSNorm", "rotary_angles", "rotate", "Attention", "MLP", "Block", "summed_loss", "GPT",
         "World", "validate", "validates", "forward_backward",
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optimizers import STEPS
-from records.recipe import RecipeError, list_recipes, parse_recipe, read_recipe, recipe_files
+from records.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
 from train_gpt import TRACKS
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
@@ -102,3 +102,10 @@ def test_a_recipe_without_its_step_function_is_listed_as_such():
     without = {name: step for name, step in STEPS.items() if name != "nora"}
     lines = [line for line in list_recipes(TRACKS, without) if line.strip().startswith("nora ")]
     assert len(lines) == 2 and all("cannot run yet" in line for line in lines)
+
+
+def test_seeds():
+    assert parse_seeds("0-2,7") == [0, 1, 2, 7]
+    for text in ("", "1-", "a", "0,0", "3-1"):
+        with pytest.raises(RecipeError, match="--seeds"):
+            parse_seeds(text)

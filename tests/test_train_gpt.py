@@ -79,7 +79,7 @@ def test_blocks_follow_the_benchmarks_order(lengths, batch, steps):
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_ranks_share_each_block_in_order(small_track, size):
     track = TRACKS["nano"]
-    shards = train_gpt.open_shards(small_track / "nano", "train", track)
+    shards = train_gpt.open_data(small_track, recipe(steps=1))[0]
     blocks = train_gpt.plan_blocks([len(shard) for shard in shards], track.batch_tokens, 40)
     ranks = [World(rank, size, torch.device("cpu")) for rank in range(size)]
     parts = [list(train_gpt.training_batches(shards, blocks, track, world)) for world in ranks]
@@ -95,7 +95,7 @@ def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
         small_track / "nano" / "nano_train_000001.bin", np.r_[np.zeros(1500, int), 300, np.zeros(2000, int)]
     )
     track = TRACKS["nano"]
-    shard = train_gpt.open_shards(small_track / "nano", "train", track)[0]
+    shard = train_gpt.open_data(small_track, recipe(steps=1))[0][0]
     with pytest.raises(ShardError, match=r"nano_train_000001.bin: token 300 at 1,500, expected below 256"):
         train_gpt.read_block(shard, 1024, track, ALONE)
 
@@ -174,13 +174,6 @@ def test_initialisation_is_the_baselines_but_for_the_patterns():
     assert model.norm1.gains.eq(1).all() and model.proj.bias.eq(0).all()
     with pytest.raises(RunError, match="mlp.fx"):
         train_gpt.initialise(model, {"mlp.fx": 0.5}, seed=3)
-
-
-def test_seeds():
-    assert train_gpt.parse_seeds("0-2,7") == [0, 1, 2, 7]
-    for text in ("", "1-", "a", "0,0", "3-1"):
-        with pytest.raises(RunError, match="--seeds"):
-            train_gpt.parse_seeds(text)
 
 
 # -- a run and its log

@@ -36,7 +36,7 @@ def timed(seconds: dict[str, float], part: str, function: Callable) -> Callable:
 
 
 def measure(options: list[str], layers: int, dim: int) -> dict[str, float]:
-    """Seconds of each part of a training with these options of the trainer; "total": the training clock."""
+    """Seconds of each part of a training with these options; "total" is the training clock."""
     seconds: dict[str, float] = defaultdict(float)
     track = train_gpt.TRACKS["nano"]
     train_gpt.TRACKS["nano"] = dataclasses.replace(track, num_layers=layers, model_dim=dim)
