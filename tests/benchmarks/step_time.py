@@ -97,9 +97,7 @@ def main() -> None:
     for part, value in seconds.items():
         print(f"{part:12}{1000 * value / args.steps:9.3f} ms a step{value / training:8.1%}")
     outside = (training - sum(seconds[part] for part in WORK)) / training
-    print(
-        f"outside {', '.join(WORK)}: {outside:.1%} of {training:.1f} s; validation beside it: {validation:.1f} s"
-    )
+    print(f"outside {', '.join(WORK)}: {outside:.1%} of {training:.1f} s; validation {validation:.1f} s")
 
 
 if __name__ == "__main__":
