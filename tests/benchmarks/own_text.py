@@ -1,7 +1,7 @@
 """Train a small model on text of one's own, with several optimizers, through the trainer as it is.
 
     python -m data.tokenize_text --out DIR/fineweb10B --val-tokens 70000 TEXT...
-    python -m tests.benchmarks.own_text DIR [--steps 100] [--recipes 36_muon nora ...]
+    python -m tests.benchmarks.own_text DIR [--steps 60] [--recipes 36_muon nora ...]
 
 The fineweb track's recipes and tokens, on 2 layers of width 128, context 256, 1,024 tokens a step.
 Prints the validation loss of each recipe at the start, half way and at the end.
@@ -21,14 +21,14 @@ SMALL = {
     "head_dim": 64,
     "context": 256,
     "batch_tokens": 1024,
-    "val_tokens": 65536,
+    "val_tokens": 16384,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.own_text")
     parser.add_argument("data", type=Path, metavar="DIR", help="the folder that holds fineweb10B/")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--out", type=Path, default=Path("logs/own_text"))
     args = parser.parse_args()
