@@ -429,8 +429,18 @@ def runs(gradients: list[Tensor | None], started: list[bool], limit: int) -> Ite
 
 @functools.cache
 def compiled(step: Callable, shape: torch.Size) -> Callable:
-    """The step function compiled for stacks of a shape. Every shape has its own count of recompilations."""
-    return torch.compile(step, fullgraph=True, dynamic=False, isolate_recompiles=True)
+    """The step function compiled for stacks of a shape. Every shape has its own count of recompilations.
+
+    A torch without `isolate_recompiles` (2.11 and before) counts all shapes of all steps of this package
+    together, since `step_function` gives them one code object: there the limit of 8 is raised.
+    """
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        options["isolate_recompiles"] = True
+    else:
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, config.accumulated_recompile_limit)
+    return torch.compile(step, **options)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -482,6 +492,11 @@ def places(stack: MatrixStack) -> list[int]:
     return [rank * slot + index for rank, count in enumerate(stack.counts) for index in range(count)]
 
 
+def collective(name: str, earlier_name: str) -> Callable:
+    """torch.distributed's function of that name; torch 2.13 renamed it, and warns of the earlier name."""
+    return getattr(dist, name, None) or getattr(dist, earlier_name)
+
+
 def reduce_to_owners(
     stacks: list[MatrixStack], gradients: list[list[Tensor | None]], world: int
 ) -> Iterator[list[Tensor | None]]:
@@ -493,6 +508,7 @@ def reduce_to_owners(
     flags = torch.tensor([grad is not None for of_stack in gradients for grad in of_stack], dtype=torch.int32)
     flags = flags.to(stacks[0].params[0].device)
     asked = dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
+    reduce_scatter = collective("reduce_scatter_single", "reduce_scatter_tensor")
     travelling = []
     for stack, of_stack in zip(stacks, gradients, strict=True):
         weight, slot = stack.params[0], max(stack.counts)
@@ -502,7 +518,7 @@ def reduce_to_owners(
             if gradient is not None:
                 slots[place].copy_(gradient)
         own = weight.new_empty((slot, *weight.shape[-2:]))
-        travelling.append((dist.reduce_scatter_single(own, buffer, async_op=True), own, buffer))
+        travelling.append((reduce_scatter(own, buffer, async_op=True), own, buffer))
     asked.wait()
     has_gradient = iter(flags.tolist())
     for stack in stacks:
@@ -520,7 +536,8 @@ def gather_from_owners(stack: MatrixStack, weights: list[Tensor]) -> tuple[dist.
     if stack.started:
         torch._foreach_copy_(list(own.unbind())[: len(stack.started)], weights[stack.owned])
     everyone = own.new_empty((len(stack.counts) * slot, *weights[0].shape))
-    work = dist.all_gather_single(everyone, own, async_op=True)
+    all_gather = collective("all_gather_single", "all_gather_into_tensor")
+    work = all_gather(everyone, own, async_op=True)
     arrived = everyone.unbind()
     return work, [arrived[place] for place in places(stack)]
 
