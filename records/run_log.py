@@ -86,7 +86,7 @@ class Progress:
         self.batch_tokens, self.peak_share, self.shown, self.writer = batch_tokens, peak_share, shown, writer
         layout = "{n_fmt}/{total_fmt}{postfix}, {remaining} left"
         off = not (shown and sys.stdout.isatty())
-        self.bar = tqdm(total=steps, initial=first, disable=off, file=sys.stdout, bar_format=layout)
+        self.bar = tqdm(total=steps, initial=first, disable=off, file=sys.stdout, bar_format=layout, leave=False)
         self.val, self.began = "", time.perf_counter()
 
     def say(self, text: str) -> None:
