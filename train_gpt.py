@@ -291,9 +291,7 @@ def initialise(model: GPT, stds: dict[str, float], seed: int) -> None:
         std = stds[matching[0]] if matching else std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std if std else torch.zeros(()))
     if unused:
-        raise RunError(
-            f"[init] {sorted(unused)[0]!r} matches no module; expected a pattern such as 'mlp.fc'."
-        )
+        raise RunError(f"[init] {sorted(unused)[0]!r} matches no module; expected one such as 'mlp.fc'.")
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -463,6 +461,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device) -> GPT:
     initialise(model, recipe.init, seed)
     model.to(device)
     if device.type == "cuda":
+        torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
         model.embed.to(getattr(torch, track.gpu_dtype))
         model.loss = torch.compile(summed_loss, dynamic=False)
         for block in model.blocks:
