@@ -89,6 +89,7 @@ train() {
 
     processes="${processes:-$((gpus > 0 ? gpus : 1))}"
     case "$processes" in 1 | 2 | 4 | 8) ;; *) fail "--nproc $processes: expected 1, 2, 4 or 8 processes" ;; esac
+    [ "$gpus" -eq 0 ] || [ "$processes" -le "$gpus" ] || fail "--nproc $processes: there are $gpus GPUs"
     [ "$gpus" -gt 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     local nodes
     nodes="$(rendezvous)"

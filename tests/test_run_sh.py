@@ -40,6 +40,15 @@ def test_the_number_of_processes_is_checked(nano_data, tmp_path):
     assert told.returncode == 1 and "expected 1, 2, 4 or 8" in told.stderr
 
 
+def test_more_processes_than_gpus_are_refused(tmp_path):
+    """A stand-in Python plans for two GPUs."""
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *--plan*) echo 2 ;; esac\n')
+    python.chmod(0o755)
+    told = run_sh("--nproc", "4", PYTHON=str(python))
+    assert told.returncode == 1 and "--nproc 4: there are 2 GPUs" in told.stderr
+
+
 def test_it_fetches_what_is_missing_and_trains(tmp_path):
     told = run_sh(
         "--recipe", "nora", "--steps", "2", "--data", str(tmp_path), "--out", str(tmp_path / "logs")
