@@ -33,7 +33,7 @@ HIDDEN_MATRICES = {(768, 768): 48, (3072, 768): 12, (768, 3072): 12}
 
 @dataclass
 class Measurement:
-    """One optimizer's step on all 72 matrices. `round_*` are the machine's speeds in the same rounds."""
+    """One optimizer's step on all 72 matrices. `round_*` are the machine's speeds in the same `rounds`."""
 
     name: str
     ms: float
@@ -41,6 +41,7 @@ class Measurement:
     bytes: float
     share: float
     state_bytes_per_parameter: float
+    rounds: int
     round_matmul_flops_per_s: float
     round_copy_bytes_per_s: float
 
@@ -58,6 +59,18 @@ def hidden_matrices(share: Fraction, device: str) -> list[nn.Parameter]:
     return params
 
 
+class MediumMatrixOptimizer(MatrixOptimizer):
+    """Steps under set_float32_matmul_precision("medium"): bfloat16 in polar, as torch.optim.Muon has."""
+
+    def step(self, closure: Callable | None = None) -> object:
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            return super().step(closure)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
 def contenders() -> list[dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]]:
     """Optimizers by name, in groups that are measured in alternation."""
     ours = {name: partial(MatrixOptimizer, step=name, lr=1e-4) for name in STEPS}
@@ -66,6 +79,7 @@ def contenders() -> list[dict[str, Callable[[list[nn.Parameter]], torch.optim.Op
         | {name: ours.pop(name) for name in ("adamw", "rmnp", "nora")},
         {
             "torch.optim.Muon(5 steps)": partial(torch.optim.Muon, lr=1e-4, ns_steps=5),
+            "muon(quintic 5, medium)": partial(MediumMatrixOptimizer, step="muon", polar="quintic", lr=1e-4),
             "muon(quintic 5)": partial(MatrixOptimizer, step="muon", polar="quintic", lr=1e-4),
         },
         {
@@ -151,8 +165,13 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def measure(group: dict[str, Callable], share: Fraction, repeats: int, device: str) -> list[Measurement]:
-    """Best of `repeats` rounds; each runs the bare work, then every optimizer of the group."""
+def measure(
+    group: dict[str, Callable], share: Fraction, repeats: int, patience: float, device: str
+) -> list[Measurement]:
+    """Best of `repeats` rounds, each the bare work and then every optimizer of the group.
+
+    After `patience` seconds no further round begins.
+    """
     (multiply, multiply_flops), (copy, copy_bytes) = bare_products(device), bare_copy(device)
     optimizers, flops = {}, {}
     for name, make in group.items():
@@ -163,7 +182,9 @@ def measure(group: dict[str, Callable], share: Fraction, repeats: int, device: s
         for _ in range(3 if device == "cuda" else 0):  # compiles
             optimizers[name].step()
     best: dict[str, float] = {}
-    for _ in range(repeats):
+    rounds, begin = 0, time.perf_counter()
+    while rounds == 0 or (rounds < repeats and time.perf_counter() - begin < patience):
+        rounds += 1
         bare = {"multiply": multiply, "copy": copy}
         for name, work in (bare | {name: optimizer.step for name, optimizer in optimizers.items()}).items():
             best[name] = min(seconds(work, device), best.get(name, float("inf")))
@@ -182,6 +203,7 @@ def measure(group: dict[str, Callable], share: Fraction, repeats: int, device: s
                 bytes=moved / float(share),
                 share=least / best[name],
                 state_bytes_per_parameter=state / sum(param.numel() for param in params),
+                rounds=rounds,
                 round_matmul_flops_per_s=matmul_speed,
                 round_copy_bytes_per_s=copy_speed,
             )
@@ -207,6 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--share", type=Fraction, help="of the 72 matrices; times are scaled to all (cpu: 1/12)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the fastest counts")
+    parser.add_argument(
+        "--patience", type=float, default=30, help="seconds after which a group begins no further round"
+    )
     parser.add_argument("--only", help="names, separated by commas; one brings its group along")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
@@ -224,7 +249,6 @@ def main(arguments: list[str] | None = None) -> None:
         "threads": torch.get_num_threads(),
         "matrices": {f"{m}x{n}": count for (m, n), count in HIDDEN_MATRICES.items()},
         "share_measured": str(share),
-        "repeats": options.repeats,
     }
     print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     print(
@@ -232,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     rows = []
     for group in groups:
-        for row in measure(group, share, options.repeats, options.device):
+        for row in measure(group, share, options.repeats, options.patience, options.device):
             rows.append(row)
             print(
                 f"{row.name:28}{row.ms:10.1f}{row.flops / 1e9:9.0f}{row.bytes / 1e6:8.0f}{row.share:8.2f}"

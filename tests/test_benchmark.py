@@ -45,3 +45,22 @@ def test_writes_the_figures_scaled_to_all_matrices(tmp_path, monkeypatch, capsys
     assert figures["share_measured"] == "1/4" and figures["torch"] == torch.__version__
     assert rows["nora"]["bytes"] == 12 * 64 * 4 * 5 and rows["nora"]["state_bytes_per_parameter"] == 4
     assert rows["nora"]["ms"] > 0 and "nora" in capsys.readouterr().out
+
+
+def test_begins_no_round_after_the_patience(monkeypatch):
+    monkeypatch.setattr(benchmark, "HIDDEN_MATRICES", {(8, 8): 12})
+    monkeypatch.setattr(benchmark, "bare_copy", lambda device: (lambda: None, 1.0))
+    monkeypatch.setattr(benchmark, "bare_products", lambda device: (lambda: None, 1.0))
+    group = {"muon": lambda params: MatrixOptimizer(params, step="muon")}
+    for patience, rounds in ((0.0, 1), (60.0, 3)):
+        assert benchmark.measure(group, Fraction(1, 12), 3, patience, "cpu")[0].rounds == rounds
+
+
+def test_the_medium_contender_restores_the_precision():
+    weight, gradient = torch.randn(2, 16, 16)
+    highest, medium = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
+    for kind, param in ((MatrixOptimizer, highest), (benchmark.MediumMatrixOptimizer, medium)):
+        param.grad = gradient
+        kind([param], step="muon", lr=0.1).step()
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.testing.assert_close(medium, highest, rtol=0, atol=0.01)

@@ -175,3 +175,45 @@ def test_large_float32_matrices_agree_with_float64(shape, gram):
     X = torch.randn(shape, dtype=torch.float64)
     expected = polar(X, "quintic", gram=gram)
     torch.testing.assert_close(polar(X.float(), "quintic", gram=gram).double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def medium_precision():
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("method", COEFFICIENTS)
+@pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64)])
+def test_medium_precision_stays_within_bfloat16s_error(medium_precision, method, shape):
+    X, _ = of_condition(*shape, 10, dtype=torch.float32)
+    factor = polar(X, method)
+    torch.set_float32_matmul_precision("highest")
+    expected = polar(X, method)
+    assert factor.dtype == torch.float32
+    assert torch.linalg.norm(factor - expected) < 0.05 * torch.linalg.norm(expected)
+
+
+def test_medium_precision_iterates_float32_in_bfloat16(medium_precision):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16 products")
+    Y = polar(torch.randn(16, 16), "quintic")
+    assert torch.equal(Y, Y.bfloat16().float())
+
+
+def test_medium_precision_leaves_float64_and_the_svd(medium_precision):
+    X = torch.randn(16, 16, dtype=torch.float64)
+    factors = polar(X), polar(X.float(), "svd")
+    torch.set_float32_matmul_precision("highest")
+    assert torch.equal(factors[0], polar(X))
+    torch.testing.assert_close(factors[1], polar(X.float(), "svd"), rtol=0, atol=0.02)
+
+
+def test_a_compiled_polar_traces_whole_under_any_precision(medium_precision):
+    torch.compiler.reset()
+    X = torch.randn(8, 8)
+    traced = torch.compile(polar, fullgraph=True, backend="eager")(X)
+    torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(traced, polar(X), rtol=0, atol=1e-2)
