@@ -114,7 +114,7 @@ def read_recipe(
         hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
         raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
     name = path.parent.name if path.name == "recipe.toml" else path.stem
-    return parse_recipe(path.read_text(), name, tracks, steps, changes)
+    return parse_recipe(path.read_text(), name, tracks, steps, changes, track)
 
 
 def parse_recipe(
@@ -123,8 +123,9 @@ def parse_recipe(
     tracks: Mapping[str, object],
     steps: Mapping[str, Callable],
     changes: Iterable[str] = (),
+    track: str | None = None,
 ) -> Recipe:
-    """The recipe that a TOML text says; see read_recipe."""
+    """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -134,11 +135,10 @@ def parse_recipe(
     check_keys(
         "the recipe", table, [*FACTS, "name", "track", "train_steps", "matrix", "aux", "schedule", "init"]
     )
-    if table.get("track") not in tracks:
-        raise RecipeError(
-            f"recipe {name} says track = {table.get('track')!r}; expected one of {', '.join(tracks)}."
-        )
-    train_steps, default = table.get("train_steps"), tracks[table["track"]].aux
+    track = table.get("track", track or next(iter(tracks)))
+    if track not in tracks:
+        raise RecipeError(f"recipe {name} says track = {track!r}; expected one of {', '.join(tracks)}.")
+    train_steps, default = table.get("train_steps"), tracks[track].aux
     if type(train_steps) is not int or train_steps < 1:
         raise RecipeError(
             f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0."
@@ -174,7 +174,7 @@ def parse_recipe(
             )
     facts = {key: table[key] for key in FACTS if key in table}
     return Recipe(
-        table.get("name", name), table["track"], train_steps, effective, default | aux, schedule, init, facts
+        table.get("name", name), track, train_steps, effective, default | aux, schedule, init, facts
     )
 
 

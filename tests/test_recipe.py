@@ -45,6 +45,12 @@ def test_a_name_on_two_tracks_is_that_of_the_preferred_one():
         assert read_recipe("nora", TRACKS, STEPS, track=track).track == track
 
 
+def test_a_recipe_that_names_no_track_is_of_the_one_asked_for(tmp_path):
+    (tmp_path / "mine.toml").write_text('train_steps = 5\n[matrix]\nstep = "muon"')
+    told = [read_recipe(tmp_path / "mine.toml", TRACKS, STEPS, track=track).track for track in (None, "nano")]
+    assert told == ["fineweb", "nano"]
+
+
 def test_changes_go_over_what_the_file_says():
     base = '[matrix]\nstep = "muon"\n[matrix."mlp.*"]\nlr = 0.5\n[init]\n"mlp.fc" = 0.1'
     changes = (
