@@ -136,7 +136,7 @@ def parse_recipe(
         "the recipe", table, [*FACTS, "name", "track", "train_steps", "matrix", "aux", "schedule", "init"]
     )
     track = table.get("track", track or next(iter(tracks)))
-    if track not in tracks:
+    if not isinstance(track, str) or track not in tracks:
         raise RecipeError(f"recipe {name} says track = {track!r}; expected one of {', '.join(tracks)}.")
     train_steps, default = table.get("train_steps"), tracks[track].aux
     if type(train_steps) is not int or train_steps < 1:
@@ -181,7 +181,7 @@ def parse_recipe(
 def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> dict:
     """`step` and its defaults, the table's values over them. Raises RecipeError for what it does not take."""
     step = table.get("step")
-    if step not in steps:
+    if not isinstance(step, str) or step not in steps:
         near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
         raise RecipeError(f"{where} says step = {step!r}; nearest: '{near[0]}'. Known: {', '.join(steps)}.")
     parameters = inspect.signature(steps[step]).parameters.values()

@@ -85,8 +85,9 @@ class Progress:
     ) -> None:
         self.batch_tokens, self.peak_share, self.shown, self.writer = batch_tokens, peak_share, shown, writer
         layout = "{n_fmt}/{total_fmt}{postfix}, {remaining} left"
-        off = not (shown and sys.stdout.isatty())
-        self.bar = tqdm(total=steps, initial=first, disable=off, file=sys.stdout, bar_format=layout, leave=False)
+        live = shown and sys.stdout.isatty()
+        options = {"file": sys.stdout, "bar_format": layout, "leave": False}
+        self.bar = tqdm(total=steps, initial=first, disable=not live, **options)
         self.val, self.began = "", time.perf_counter()
 
     def say(self, text: str) -> None:

@@ -91,6 +91,7 @@ def test_a_pattern_takes_over_the_values_of_the_same_step_only():
         ('[matrix]\nstep = "muon"\n[schedule.matrix]\nmomentum = [[9, 1], [0, 1]]', "steps rising"),
         ('seed = 3\n[matrix]\nstep = "muon"', "the recipe has no 'seed'"),
         ("[matrix", "is not TOML"),
+        ("[matrix]\nstep = 3", "says step = 3"),
         ("matrix = 3", r"expected a table \[matrix\]"),
     ],
 )
