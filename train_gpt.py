@@ -12,7 +12,6 @@ import difflib
 import fnmatch
 import math
 import os
-import platform
 import re
 import signal
 import sys
@@ -23,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from platform import python_version
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from records.flatten import flatten
 from records.recipe import Recipe, RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe
-from records.run_log import LogError, Progress, RunLog, processor_name, verdict
+from records.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 
 ROOT = Path(__file__).resolve().parent
 
@@ -350,8 +350,7 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim >= 2:
             module = name.removesuffix(".weight")
-            first = next(pattern for pattern in groups if matches(pattern, module))
-            groups[first]["params"].append(parameter)
+            groups[next(key for key in groups if matches(key, module))]["params"].append(parameter)
     for pattern, group in groups.items():
         if pattern in patterns and not group["params"]:
             raise RunError(f'[matrix."{pattern}"] matches no hidden matrix; expected one such as "mlp.*".')
@@ -517,21 +516,6 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
     return Progress(recipe.train_steps, first, track.batch_tokens, flops / peak, world.rank == 0, writer)
 
 
-class Clock:
-    """Training time in seconds. It stands still while all processes validate or save."""
-
-    def __init__(self, world: World, seconds: float) -> None:
-        self.world, self.seconds, self.began = world, seconds, 0.0
-
-    def start(self) -> None:
-        self.world.barrier()
-        self.began = time.perf_counter()
-
-    def stop(self) -> None:
-        self.world.barrier()
-        self.seconds += time.perf_counter() - self.began
-
-
 def train(
     recipe: Recipe, run: int, seed: int, world: World, log: RunLog, args: argparse.Namespace, state: dict
 ) -> None:
@@ -549,7 +533,7 @@ def train(
             optimizer.load_state_dict(saved)
         log.line(f"resumed at step {state['step']}, world_size: {world.size}")
     first, curve = state.get("step", 0), state.get("curve", [])
-    clock = Clock(world, state.get("seconds", 0.0))
+    clock = Clock(world.barrier, state.get("seconds", 0.0))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     names = [f"lr.{name}" for name in ("embed", "head", "scalar", *recipe.patterns(), "matrix")]
 
@@ -604,8 +588,7 @@ def train(
                 progress.say(f"stopped by a signal; go on with --resume from {path}")
                 raise SystemExit(128 + max(STOP, default=signal.SIGTERM))
             clock.start()
-    told = f"seed {seed}: {verdict(curve, track.target)}"
-    log.line(told, (run, recipe.train_steps + 1))
+    log.line(told := f"seed {seed}: {verdict(curve, track.target)}", (run, recipe.train_steps + 1))
     progress.say(told)
     progress.close()
 
@@ -685,8 +668,7 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     if not args.resume:
         own, steps = Path(__file__).read_text(), recipe.step_names()
         script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
-        python = platform.python_version()
-        versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python}"
+        versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                  "train_steps": recipe.train_steps, "micro_batch": args.micro_batch}  # fmt: skip
@@ -704,12 +686,14 @@ def main(argv: list[str], embedded: str | None = None) -> None:
     """Run the command line; `embedded` is the recipe of a flattened script. Errors are told in one line."""
     args, rank = parse_arguments(argv), os.environ.get("RANK", "0")
     try:
-        print("\n".join(list_recipes(TRACKS, STEPS))) if args.recipes else run(args, embedded)
+        if args.recipes:
+            print("\n".join(list_recipes(TRACKS, STEPS)))
+        else:
+            run(args, embedded)
     except (RunError, RecipeError, ShardError, LogError) as error:
         sys.exit(f"error: {error}" if rank == "0" else 1)
     except torch.OutOfMemoryError:
-        half = args.micro_batch // 2 or 1
-        sys.exit(f"error: out of GPU memory with {args.micro_batch} rows a pass: try --micro-batch {half}.")
+        sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
 
 
 if __name__ == "__main__":

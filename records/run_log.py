@@ -1,4 +1,4 @@
-"""What a run tells while it trains: its log, read by `records/logs.py`, and the progress on the screen.
+"""What a run tells while it trains: its log (read by `records/logs.py`), its clock, its progress on screen.
 
 `<id>.txt` holds the script that repeats the run, a line of 100 "=", facts, another such line, and a line for
 each validation; `<id>.jsonl` beside it holds every step.
@@ -10,6 +10,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -120,6 +121,21 @@ class Progress:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+
+
+class Clock:
+    """Training time in seconds, standing still between stop and start; `barrier` waits for all processes."""
+
+    def __init__(self, barrier: Callable[[], None], seconds: float) -> None:
+        self.barrier, self.seconds, self.began = barrier, seconds, 0.0
+
+    def start(self) -> None:
+        self.barrier()
+        self.began = time.perf_counter()
+
+    def stop(self) -> None:
+        self.barrier()
+        self.seconds += time.perf_counter() - self.began
 
 
 def processor_name() -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from records.run_log import LogError, Progress, RunLog, verdict
+from records import run_log
+from records.run_log import Clock, LogError, Progress, RunLog, verdict
 
 
 def started(path, resume=False):
@@ -77,3 +78,17 @@ def test_scalars_go_to_the_writer():
     progress.stepped(0, 5.0, {"lr.matrix": 0.1})
     progress.close()
     assert writer == [("val_loss", 0), ("loss", 0), ("tokens_per_s", 0), ("lr.matrix", 0), "closed"]
+
+
+def test_the_clock_stands_still_between_stop_and_start(monkeypatch):
+    now, waits = [100.0], []
+    monkeypatch.setattr(run_log.time, "perf_counter", lambda: now[0])
+    clock = Clock(lambda: waits.append(now[0]), seconds=5.0)
+    clock.start()
+    now[0] = 103.0
+    clock.stop()
+    now[0] = 250.0  # validation
+    clock.start()
+    now[0] = 251.0
+    clock.stop()
+    assert clock.seconds == 9.0 and len(waits) == 4
