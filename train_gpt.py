@@ -674,7 +674,7 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
                  "train_steps": recipe.train_steps, "micro_batch": args.micro_batch}  # fmt: skip
         log.head(script, versions, facts, recipe.toml())
     if world.rank == 0:
-        print(f"{recipe.name}: {recipe.train_steps} steps, world size {world.size}, {log.path}", flush=True)
+        print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)
     for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
         train(recipe, index, seed, world, log, args, checkpoint if index == checkpoint.get("run") else {})
     if world.size > 1:

@@ -1,6 +1,6 @@
 """The corpus of the nano track: the Python sources of sympy, read as bytes (vocabulary 256).
 
-    python -m data.nano [--shards 1] [--data DIR]
+    python -m data.nano [--data DIR]
 
 sympy comes with torch, and the wheel of a version holds the same bytes on every machine and for every
 Python, so the corpus needs no download. Its .py files without the tests (16.6 MB) are put in a shuffled
@@ -97,16 +97,10 @@ def build_nano(folder: str | Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.nano", description="Build the nano track's corpus.")
-    parser.add_argument(
-        "--shards", type=int, default=1, metavar="N", help="train shards needed: there is one"
-    )
     data_help = "the folder that holds nano/ (default: data/)"
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, metavar="DIR", help=data_help)
     options = parser.parse_args(arguments)
     folder = options.data / "nano"
-    if options.shards > 1:
-        print(f"error: the nano corpus is one train shard, asked for {options.shards}", file=sys.stderr)
-        return 1
     try:
         paths = build_nano(folder)
     except (CorpusError, OSError) as error:

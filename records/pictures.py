@@ -22,7 +22,6 @@ from matplotlib.ticker import MaxNLocator
 # Okabe and Ito's palette, told apart with every common colour blindness; without yellow, unreadable on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
-MARKERS = "osD^vP*X"
 STYLE = {
     "svg.hashsalt": "records",  # ids inside the file: the same in every run
     "text.parse_math": False,  # a "$" in a name is a "$"

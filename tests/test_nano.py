@@ -84,11 +84,6 @@ def test_another_sympy_is_told_with_the_pip_command(tmp_path, monkeypatch, versi
     assert not (tmp_path / "nano").exists()
 
 
-def test_more_train_shards_than_one_are_an_error(tmp_path, capsys):
-    assert nano.main(["--data", str(tmp_path), "--shards", "2"]) == 1
-    assert "one train shard, asked for 2" in capsys.readouterr().err
-
-
 def test_the_command_imports_neither_sympy_nor_torch(folder):
     code = (
         "import sys; from data.nano import find_corpus, main; find_corpus();"

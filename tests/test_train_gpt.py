@@ -205,7 +205,8 @@ def test_the_end_of_a_run_says_when_the_target_was_reached(small_track, tmp_path
         log.read_text(),
         re.M,
     )
-    assert "reached at step 10" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "reached at step 10" in told and "momentum = 0.95" in told  # the effective recipe, printed too
 
 
 def test_the_script_at_the_head_repeats_the_run(nano_data, tmp_path):
