@@ -281,13 +281,8 @@ def initialise(model: GPT, stds: dict[str, float], seed: int) -> None:
         if kind in ("gains", "bias"):
             parameter.fill_(kind == "gains")
             continue
-        std = (
-            1.0
-            if module == "embed"
-            else 0.0
-            if module.endswith("proj")
-            else (0.33 / parameter.size(1)) ** 0.5
-        )
+        std = 1.0 if module == "embed" else (0.33 / parameter.size(1)) ** 0.5
+        std = 0.0 if module.endswith("proj") else std
         std = stds[matching[0]] if matching else std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std if std else torch.zeros(()))
     if unused:
@@ -451,17 +446,18 @@ def join_world() -> World:
     return World(rank, size, device, torch.cuda.get_device_name() if cuda else processor_name())
 
 
-def make_model(recipe: Recipe, seed: int, device: torch.device) -> GPT:
-    """The track's model, initialised. On a GPU the embedding has the track's dtype, and blocks and loss are
-    compiled; on a CPU all stays eager: on the nano track compiling takes longer than it saves (README).
+def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) -> GPT:
+    """The track's model, initialised; on a GPU the embedding has the track's dtype. Blocks and loss are
+    compiled or stay eager: a single nano run on a CPU saves no more time than compiling takes (README).
     """
     track = TRACKS[recipe.track]
     model = GPT(track.vocab_size, track.num_layers, track.model_dim, track.head_dim, track.context)
     initialise(model, recipe.init, seed)
     model.to(device)
     if device.type == "cuda":
-        torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
         model.embed.to(getattr(torch, track.gpu_dtype))
+    if compiled:
+        torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
         model.loss = torch.compile(summed_loss, dynamic=False)
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -524,7 +520,7 @@ def train(
     A signal ends it (SystemExit), a loss or gradient that is not finite too (RunError), with a checkpoint.
     """
     track, (shards, blocks, val_shard) = TRACKS[recipe.track], open_data(args.data, recipe)
-    model = make_model(recipe, seed, world.device)
+    model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
     if state:
@@ -550,7 +546,7 @@ def train(
     last, last_seconds = first, clock.seconds
     clock.start()
     for step in range(first, recipe.train_steps + 1):
-        if validates(step, recipe):
+        if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
             clock.stop()
             val_loss = validate(model, val_shard, track, args.micro_batch, world)
             average = 1000 * (clock.seconds - last_seconds) / (step - last) if step > last else math.nan
@@ -612,6 +608,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the newest good checkpoint in the log folder")
     add("--data", type=Path, default=ROOT / "data", metavar="DIR", help="of fineweb10B/, nano/ (data)")
     add("--out", type=Path, default=ROOT / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
+    add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
+    add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
     return parser.parse_args(argv)
@@ -660,7 +658,9 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     open_data(args.data, recipe)  # before anything is written
     world = join_world()
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
+    asked += ["--compile"] if args.compile else []
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
+    args.compile = args.compile or world.device.type == "cuda"
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: STOP.append(signum))
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
@@ -671,7 +671,8 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
         versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
-                 "train_steps": recipe.train_steps, "micro_batch": args.micro_batch}  # fmt: skip
+                 "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
+                 "compiled": args.compile}  # fmt: skip
         log.head(script, versions, facts, recipe.toml())
     if world.rank == 0:
         print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)

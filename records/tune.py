@@ -1,7 +1,8 @@
 """Search hyperparameters of a recipe: ./run.sh tune RECIPE --trials N [--param KEY:KIND:LOW:HIGH ...]
 
-A trial is one `./run.sh --recipe RECIPE --set KEY=VALUE ...` with seeds that final runs do not use; its value
-is the mean of the last validation losses of these seeds, infinite where a run diverges. The folder is the
+A trial is one `./run.sh --recipe RECIPE --set KEY=VALUE ...` with seeds that final runs do not use, validated
+at its ends only; its value is the mean of the last validation losses of these seeds, infinite where a run
+diverges. The folder is the
 study: `study.journal` (Optuna's), the trials' logs, and at the end `best.toml` and `trials.svg`. The same
 command goes on where the study stands; processes started with it at the same time, on several nodes too where
 they see the folder, share the trials.
@@ -215,7 +216,8 @@ def run_trial(search: Search, number: int, values: dict[str, float]) -> float:
     folder = search.folder / f"trial-{number:03d}"
     folder.mkdir(exist_ok=True)
     changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    command = [*search.command, "--recipe", search.recipe, *changes, "--seeds", search.seeds, "--out", folder]
+    options = ["--seeds", search.seeds, "--validate-ends", "--out", folder]
+    command = [*search.command, "--recipe", search.recipe, *changes, *options]
     with open(folder / "console.out", "wb") as console:
         process = subprocess.Popen(
             [*command, *search.arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
