@@ -8,11 +8,8 @@ that is the optimizer, its hyperparameters and schedules, and the initialisation
 """
 
 import argparse
-import difflib
-import fnmatch
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -33,8 +30,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
+from optimizers.ema_nesterov import EMANesterov
 from records.flatten import flatten
-from records.recipe import Recipe, RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe
+from records.recipe import Recipe, RecipeError, list_recipes, matches, parse_recipe, parse_seeds, read_recipe
 from records.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 
 ROOT = Path(__file__).resolve().parent
@@ -282,16 +280,10 @@ def initialise(model: GPT, stds: dict[str, float], seed: int) -> None:
             parameter.fill_(kind == "gains")
             continue
         std = 1.0 if module == "embed" else (0.33 / parameter.size(1)) ** 0.5
-        std = 0.0 if module.endswith("proj") else std
-        std = stds[matching[0]] if matching else std
+        std = stds[matching[0]] if matching else 0.0 if module.endswith("proj") else std
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std if std else torch.zeros(()))
     if unused:
         raise RunError(f"[init] {sorted(unused)[0]!r} matches no module; expected one such as 'mlp.fc'.")
-
-
-def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern names a module, from its block on ("mlp.*") or in full ("blocks.0.mlp.fc")."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (re.sub(r"^blocks\.\d+\.", "", module), module))
 
 
 @torch.no_grad()
@@ -316,7 +308,8 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: str | No
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for the embedding, the head and the 1-D parameters, the recipe's step for the hidden matrices.
+    """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
+    last, over all of them, EMA-Nesterov where the recipe looks ahead.
 
     Every group remembers `initial_lr` and its `schedule` ("aux" or "matrix") for set_learning_rates.
     """
@@ -331,7 +324,10 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     for kind, optimizer in (("aux", adamw), ("matrix", matrix)):
         for group in optimizer.param_groups:
             group |= {"initial_lr": group["lr"], "schedule": kind}
-    return [adamw, matrix]
+    if not recipe.lookahead:
+        return [adamw, matrix]
+    group = {"params": model.parameters(), "initial_lr": recipe.lookahead["strength"], "schedule": "matrix"}
+    return [adamw, matrix, EMANesterov([group | recipe.lookahead])]
 
 
 def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -356,7 +352,7 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 def learning_rate_factor(step: int, recipe: Recipe, cooldown_frac: float) -> float:
     """1, after a linear warm-up; over the last `cooldown_frac` down to 0, linear to the `cooldown_power`."""
-    schedule, left = recipe.schedule, 1 - step / recipe.train_steps
+    schedule, left = recipe.schedule, 1 - step / (recipe.schedule["steps"] or recipe.train_steps)
     factor = (left / cooldown_frac) ** schedule["cooldown_power"] if left <= cooldown_frac else 1.0
     return factor * min(1.0, step / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
 
@@ -366,7 +362,8 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
     schedule, points = recipe.schedule, recipe.schedule["matrix"]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         frac = schedule["cooldown_frac" if group["schedule"] == "matrix" else "aux_cooldown_frac"]
-        group["lr"] = group["initial_lr"] * learning_rate_factor(step, recipe, frac)
+        on = group.get("start", 0) <= step < group.get("stop", math.inf)
+        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, frac)
         for key in points if group["schedule"] == "matrix" else ():
             if key in group:
                 group[key].fill_(float(np.interp(step, *zip(*points[key], strict=True))))
@@ -431,8 +428,8 @@ class World:
 
 def join_world() -> World:
     """The processes torchrun started, or this one alone without a process group."""
-    rank, size, local = (int(os.environ.get(key, "0")) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    size = max(size, 1)
+    known = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | os.environ  # of torchrun, or alone
+    rank, size, local = (int(known[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if 8 % size:
         raise RunError(f"{size} processes do not divide 8; use 1, 2, 4 or 8 (--nproc, CUDA_VISIBLE_DEVICES).")
     cuda = torch.cuda.is_available()
@@ -465,12 +462,11 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
 
 
 def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
-    """Rows of one forward and backward pass: as asked, else the most that the memory holds."""
+    """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB)."""
     rows = track.batch_tokens // track.context // world.size
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
-    cuda = world.device.type == "cuda"  # on a CPU, passes beyond the caches only cost memory
-    memory = torch.cuda.mem_get_info(world.device)[1] if cuda else 2**30
+    memory = torch.cuda.mem_get_info(world.device)[1] if world.device.type == "cuda" else 2**30
     row = track.context * (8 * track.vocab_size + 70 * track.num_layers * track.model_dim)  # bytes, at most
     return asked or next((m for m in range(rows, 1, -1) if rows % m == 0 and m * row <= 0.85 * memory), 1)
 
@@ -523,6 +519,7 @@ def train(
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
+    lookahead = [optimizer for optimizer in optimizers if isinstance(optimizer, EMANesterov)]
     if state:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -559,6 +556,9 @@ def train(
             clock.start()
         if step == recipe.train_steps:
             break
+        set_learning_rates(optimizers, recipe, step)
+        for ahead in lookahead:
+            ahead.look_ahead()
         loss = forward_backward(net, next(batches), args.micro_batch, world)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
         total, stopping = world.sum(torch.stack([loss, torch.full_like(loss, len(STOP))])).tolist()
@@ -569,8 +569,9 @@ def train(
             told += "; last validation {1:.5f} at step {0}".format(*curve[-1]) if curve else ""
             log.line(told)
             clock.stop()
+            for ahead in lookahead:
+                ahead.look_back()
             raise RunError(f"{told}; checkpoint before it: {checkpoint(step)}. Try a lower learning rate.")
-        set_learning_rates(optimizers, recipe, step)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -641,9 +642,7 @@ def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: di
         raise RunError(f"recipe {recipe.name} is of track {recipe.track}; leave out --track {args.track}.")
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
     if checkpoint and (checkpoint["recipe"], checkpoint["seeds"]) != (recipe.toml(), args.seeds):
-        was, now = checkpoint["recipe"].splitlines(), recipe.toml().splitlines()
-        lines = difflib.ndiff([f"seeds = {checkpoint['seeds']}", *was], [f"seeds = {args.seeds}", *now])
-        differs = "; ".join(line for line in lines if line[0] in "-+")
+        differs = recipe.differences(checkpoint["recipe"]) or f"- seeds {checkpoint['seeds']}; + {args.seeds}"
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
     return recipe
 

@@ -4,6 +4,7 @@ A shipped recipe is `records/<track>/<name>.toml`, that of an entry `records/<tr
 """
 
 import difflib
+import fnmatch
 import inspect
 import json
 import re
@@ -18,8 +19,11 @@ SCHEDULE = {
     "aux_cooldown_frac": None,
     "cooldown_power": 1.0,
     "warmup_steps": 0,
+    "steps": None,
     "matrix": {},
 }
+TABLES = ("matrix", "aux", "schedule", "init", "lookahead")
+LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 
 
 class RecipeError(ValueError):
@@ -33,9 +37,12 @@ class Recipe:
     matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
               "mlp.*", stands instead for the matrices it matches.
     aux:      AdamW of the embedding, the head and the 1-D parameters.
-    schedule: `cooldown_frac`, `aux_cooldown_frac` (AdamW's), `cooldown_power`, `warmup_steps`; in `matrix`,
-              points [step, value] of hyperparameters that change over the run, straight lines between.
+    schedule: `cooldown_frac`, `aux_cooldown_frac` (AdamW's), `cooldown_power`, `warmup_steps`; `steps`, where
+              the cooldown is planned for a longer run than this one; in `matrix`, points [step, value] of
+              hyperparameters that change over the run, straight lines between.
     init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; the rest starts as the baseline.
+    lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
+              before `stop`, averages of `decay`; empty: none.
     facts:    description, base (the entry it builds on), published (number of the published result).
     """
 
@@ -46,13 +53,20 @@ class Recipe:
     aux: dict
     schedule: dict
     init: dict
+    lookahead: dict
     facts: dict = field(default_factory=dict)
 
     def toml(self) -> str:
         """The effective recipe: reading it back gives the same recipe."""
         head = {**self.facts, "name": self.name, "track": self.track, "train_steps": self.train_steps}
         tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
+        tables |= {"lookahead": self.lookahead}
         return "\n".join(toml_lines(head | tables))
+
+    def differences(self, other: str) -> str:
+        """What the effective recipe `other` says otherwise (-) and this one instead (+), in one line."""
+        lines = difflib.ndiff(other.splitlines(), self.toml().splitlines())
+        return "; ".join(line for line in lines if line[0] in "-+")
 
     def step_names(self) -> list[str]:
         """The step functions it uses, sorted."""
@@ -132,9 +146,7 @@ def parse_recipe(
         raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
     for change in changes:
         table = merge(table, parse_change(change))
-    check_keys(
-        "the recipe", table, [*FACTS, "name", "track", "train_steps", "matrix", "aux", "schedule", "init"]
-    )
+    check_keys("the recipe", table, [*FACTS, "name", "track", "train_steps", *TABLES])
     track = table.get("track", track or next(iter(tracks)))
     if not isinstance(track, str) or track not in tracks:
         raise RecipeError(f"recipe {name} says track = {track!r}; expected one of {', '.join(tracks)}.")
@@ -143,10 +155,10 @@ def parse_recipe(
         raise RecipeError(
             f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0."
         )
-    matrix, aux, schedule, init = (table.get(key, {}) for key in ("matrix", "aux", "schedule", "init"))
-    for key, value in (("matrix", matrix), ("aux", aux), ("schedule", schedule), ("init", init)):
-        if not isinstance(value, dict):
+    for key in TABLES:
+        if not isinstance(value := table.get(key, {}), dict):
             raise RecipeError(f"recipe {name} says {key} = {value!r}; expected a table [{key}].")
+    matrix, aux, schedule, init, lookahead = (table.get(key, {}) for key in TABLES)
     plain = {key: value for key, value in matrix.items() if not isinstance(value, dict)}
     effective = hyperparameters("[matrix]", plain, steps)
     for pattern, value in matrix.items():
@@ -160,6 +172,11 @@ def parse_recipe(
     if schedule["aux_cooldown_frac"] is None:
         schedule["aux_cooldown_frac"] = schedule["cooldown_frac"]
     check_kinds("[schedule]", schedule, SCHEDULE | {"aux_cooldown_frac": 0.7})
+    check_kinds("[schedule]", {"steps": schedule["steps"] or train_steps}, {"steps": 1})
+    if (schedule["steps"] or train_steps) < train_steps:
+        raise RecipeError(
+            f"[schedule] steps is {schedule['steps']}; expected at least the {train_steps} steps of the run."
+        )
     for key in ("cooldown_frac", "aux_cooldown_frac"):
         if not 0 < schedule[key] <= 1:
             raise RecipeError(
@@ -172,10 +189,12 @@ def parse_recipe(
             raise RecipeError(
                 f"[schedule.matrix] {key} is {points}; expected points [[step, value], ...], steps rising."
             )
+    check_keys("[lookahead]", lookahead, list(LOOKAHEAD))
+    check_kinds("[lookahead]", lookahead, LOOKAHEAD)
+    lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
     facts = {key: table[key] for key in FACTS if key in table}
-    return Recipe(
-        table.get("name", name), track, train_steps, effective, default | aux, schedule, init, facts
-    )
+    name = table.get("name", name)
+    return Recipe(name, track, train_steps, effective, default | aux, schedule, init, lookahead, facts)
 
 
 def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> dict:
@@ -195,6 +214,11 @@ def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> d
             raise RecipeError(f"{where} with step '{step}' needs {key}: give it a value.")
     check_kinds(f"{where} with step '{step}'", table, defaults | {"lr": 0.01})
     return {"step": step} | chosen
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a pattern names a module, from its block on ("mlp.*") or in full ("blocks.0.mlp.fc")."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (re.sub(r"^blocks\.\d+\.", "", module), module))
 
 
 def check_keys(where: str, table: dict, known: list[str]) -> None:

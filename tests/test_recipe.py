@@ -116,3 +116,22 @@ def test_seeds():
     for text in ("", "1-", "a", "0,0", "3-1"):
         with pytest.raises(RecipeError, match="--seeds"):
             parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[schedule]\nsteps = 99", "at least the 100 steps"),
+        ('[schedule]\nsteps = "long"', "steps"),
+        ("[lookahead]\nstrenght = 0.5", "did you mean 'strength'"),
+    ],
+)
+def test_a_schedule_or_lookahead_that_cannot_be_is_refused(text, told):
+    with pytest.raises(RecipeError, match=told):
+        parse('[matrix]\nstep = "muon"\n' + text)
+
+
+def test_a_lookahead_lasts_to_the_end_unless_told():
+    recipe = parse('[matrix]\nstep = "muon"\n[lookahead]\nstart = 20')
+    assert recipe.lookahead == {"decay": 0.99, "strength": 0.6, "start": 20, "stop": 100}
+    assert parse('[matrix]\nstep = "muon"').lookahead == {}

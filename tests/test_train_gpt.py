@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,12 @@ def test_cooldowns_warmup_and_power():
     assert rates(made, 75) == pytest.approx({"aux": 0.25, "matrix": 0.0625})
 
 
+def test_a_schedule_planned_for_a_longer_run_is_cut_off():
+    made = recipe("[schedule]\ncooldown_frac = 0.5\nsteps = 200")
+    assert rates(made, 99)["matrix"] == pytest.approx(1.0)
+    assert rates(recipe("[schedule]\ncooldown_frac = 1.0\nsteps = 125"), 75)["aux"] == pytest.approx(0.4)
+
+
 def test_a_scheduled_hyperparameter_follows_its_points():
     made = recipe("[schedule.matrix]\nmomentum = [[0, 0.8], [50, 0.9]]")
     optimizer = train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), made)[1]
@@ -191,6 +198,24 @@ def test_the_log_is_what_the_reader_expects(small_track, tmp_path):
     assert {"grad_norm", "tokens_per_s", "lr.embed", "lr.matrix"} <= set(steps[-2])
 
 
+def test_a_search_validates_the_ends_only(small_track, tmp_path):
+    options = ("--recipe", "muon", "--steps", "20")
+    log, whole = (train(tmp_path / n, *options, *more, data=small_track)
+                  for n, more in (("ends", ["--validate-ends"]), ("all", [])))  # fmt: skip
+    assert val_losses(log) == [[val_losses(whole)[0][k] for k in (0, -1)]]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, g++ is not there")
+def test_compiled_blocks_train_alike(small_track, tmp_path):
+    options = ("--recipe", "muon", "--steps", "10")
+    logs = [
+        train(tmp_path / str(len(more)), *options, *more, data=small_track) for more in ([], ["--compile"])
+    ]
+    eager, compiled = ([v.val_loss for v in read_log(log).runs[0].validations] for log in logs)
+    assert compiled == pytest.approx(eager, abs=1e-4)
+    assert 'ARGUMENTS = ["--seeds", "0", "--compile"]'.replace('"', "'") in logs[1].read_text()
+
+
 def test_a_seed_repeats_and_another_differs(small_track, tmp_path):
     log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", "--seeds", "0,1", data=small_track)
     again = train(tmp_path / "again", "--recipe", "muon", "--steps", "10", "--seeds", "1,0", data=small_track)
@@ -250,6 +275,7 @@ def wait_for(out: Path, pattern: str, run: subprocess.Popen) -> None:
 
 def test_kill_and_resume_give_the_digits_of_the_run_left_alone(nano_data, tmp_path):
     options = ("--recipe", "aurora_contra_floor", "--steps", "24", "--checkpoint-every", "5")
+    options += ("--set", "lookahead.start=3", "--set", "schedule.steps=30")
     alone = train(tmp_path / "alone", *options, data=nano_data)
     killed = launch(tmp_path / "killed", *options, data=nano_data)
     wait_for(tmp_path / "killed", "*.checkpoints/*step000010.pt", killed)
