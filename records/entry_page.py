@@ -1,7 +1,9 @@
 """An entry's own page: `records/<track>/<entry>/README.md` and its figure, made from its recipe and logs."""
 
+import ast
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from records.logs import Entry, read_entry
 from records.pages import FIGURE, Page, escape, fenced, table
 from records.pictures import Curve, curves_picture
 from records.recipe_table import flat, side_by_side
+from records.script_rules import plain_arguments
 from records.statistics import Summary, summarize_entry, threshold
 from records.tracks import Track
 
@@ -106,8 +109,8 @@ def entry_page(standing: Standing, track: Track, neighbours: Path) -> Page:
     if "base" in standing.recipe:
         parts += difference(standing, neighbours)
     parts.append("Made from the logs in this folder by `python -m records`; do not edit.\n")
-    picture = curves_picture([curve], track.target) if curve.steps else None
-    return Page(standing.folder, "\n".join(part for part in parts if part), picture)
+    pictures = {FIGURE: curves_picture([curve], track.target)} if curve.steps else {}
+    return Page(standing.folder, "\n".join(part for part in parts if part), pictures)
 
 
 def verdict(summary: Summary) -> str:
@@ -149,7 +152,19 @@ def repeat_command(standing: Standing, track: Track) -> str:
     if None in standing.summary.seeds or not standing.summary.runs:
         return ""
     seeds = seed_ranges(standing.summary.seeds).replace(" ", "")
-    return f"Repeat it: `./run.sh --track {track.name} --recipe {standing.name} --seeds {seeds}`\n"
+    options = f" {shlex.join(extra)}" if (extra := further_arguments(standing.entry)) else ""
+    return f"Repeat it: `./run.sh --track {track.name} --recipe {standing.name} --seeds {seeds}{options}`\n"
+
+
+def further_arguments(entry: Entry) -> list[str]:
+    """What the first log's script was started with beside its seeds; empty where the script does not say."""
+    script = entry.logs[0].script or ""
+    if not plain_arguments(script):
+        return []
+    said = [line for line in script.splitlines() if line.startswith("ARGUMENTS = ")]
+    words = ast.literal_eval(said[0].removeprefix("ARGUMENTS = ")) if said else []
+    at = words.index("--seeds") if "--seeds" in words else len(words)
+    return words[:at] + words[at + 2 :]
 
 
 def runs_table(summary: Summary) -> str:

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from records.entry_page import Standing, entry_page, mean_curve, number, read_standing, read_toml, seed_ranges
-from records.pages import FIGURE, Page, escape, table
+from records.pages import FIGURE, PREDICTION, Page, escape, table
 from records.pictures import Result, leaderboard_picture
+from records.prediction import pairings, prediction_picture, prediction_text
 from records.recipe_table import disagreements
 from records.statistics import threshold
-from records.tracks import Track, read_tracks
+from records.tracks import DEFAULT, Track, read_tracks
 
 RECORDS = Path(__file__).resolve().parent
 STEP_FUNCTIONS = RECORDS.parent / "optimizers" / "__init__.py"
@@ -92,14 +93,20 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
         "## Entries\n",
         entries_table(entries),
     ]
+    elsewhere = read_published(folder.parent / DEFAULT) if track.name != DEFAULT else []
+    if len(paired := pairings(entries, track, elsewhere)) > 2:
+        parts += [f"## Does {track.name} predict {DEFAULT}?\n", prediction_text(paired)]
+        parts.append(f"![steps here over published steps]({PREDICTION})\n")
     without_runs = {name: r for name, r in recipes.items() if not any(was_run(r, e) for e in entries)}
     if without_runs:
         parts += ["## Recipes without runs here\n", recipes_table(without_runs)]
     if published:
         parts += ["## Published results (not ours)\n", published_table(published, recipes, entries)]
     parts.append("Made from the logs by `python -m records leaderboard`; do not edit.\n")
-    picture = leaderboard_picture(results, curves, track.target) if results or curves else None
-    return Page(folder, "\n".join(part for part in parts if part), picture)
+    pictures = {FIGURE: leaderboard_picture(results, curves, track.target)} if results or curves else {}
+    if len(paired) > 2:
+        pictures[PREDICTION] = prediction_picture(paired)
+    return Page(folder, "\n".join(part for part in parts if part), pictures)
 
 
 def see_also(folder: Path) -> str:

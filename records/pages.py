@@ -3,13 +3,14 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from records.pictures import Picture, embedded_digest
 
 FIGURE = "figure.svg"
+PREDICTION = "prediction.svg"
 
 
 def escape(text: object) -> str:
@@ -37,17 +38,16 @@ def fenced(text: str, language: str = "") -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """A folder's README.md and the figure in it (None: nothing to draw yet)."""
+    """A folder's README.md and the figures in it, FIGURE and PREDICTION, where there is something to draw."""
 
     folder: Path
     text: str
-    picture: Picture | None
+    pictures: Mapping[str, Picture]
 
     def write(self) -> None:
-        """Both files or none of them: written beside, then renamed."""
+        """All files or none of them: written beside, then renamed. A figure no longer drawn is removed."""
         files = {self.folder / "README.md": self.text.encode()}
-        if self.picture:
-            files[self.folder / FIGURE] = self.picture.svg()
+        files |= {self.folder / name: picture.svg() for name, picture in self.pictures.items()}
         temporary = {path: path.with_name(path.name + ".tmp") for path in files}
         try:
             for path, content in files.items():
@@ -57,12 +57,12 @@ class Page:
         finally:
             for path in temporary.values():
                 path.unlink(missing_ok=True)
-        if not self.picture:
-            (self.folder / FIGURE).unlink(missing_ok=True)
+        for name in {FIGURE, PREDICTION} - set(self.pictures):
+            (self.folder / name).unlink(missing_ok=True)
 
     def differences(self) -> list[str]:
-        """What the committed files say otherwise: a diff of the text; a line if the figure's data differ."""
-        readme, figure = self.folder / "README.md", self.folder / FIGURE
+        """What the committed files say otherwise: a diff of the text; a line for a figure of other data."""
+        readme = self.folder / "README.md"
         committed = readme.read_text(encoding="utf-8") if readme.is_file() else ""
         told = os.path.relpath(readme)
         lines = list(
@@ -75,7 +75,11 @@ class Page:
                 n=1,
             )  # fmt: skip
         )
-        drawn = embedded_digest(figure.read_bytes()) if figure.is_file() else None
-        if drawn != (self.picture.digest if self.picture else None):
-            lines.append(f"{os.path.relpath(figure)}: " + ("drawn from other data" if drawn else "missing"))
+        for figure in (self.folder / FIGURE, self.folder / PREDICTION):
+            picture = self.pictures.get(figure.name)
+            drawn = embedded_digest(figure.read_bytes()) if figure.is_file() else None
+            if drawn != (picture.digest if picture else None):
+                lines.append(
+                    f"{os.path.relpath(figure)}: " + ("drawn from other data" if drawn else "missing")
+                )
         return lines

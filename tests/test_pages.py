@@ -40,32 +40,32 @@ def picture(value: float) -> Picture:
 
 
 def test_a_written_page_has_no_differences(tmp_path):
-    page = Page(tmp_path, "text\n", picture(1.0))
+    page = Page(tmp_path, "text\n", {FIGURE: picture(1.0)})
     page.write()
     assert page.differences() == []
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", FIGURE]
 
 
 def test_another_text_is_shown_as_a_diff(tmp_path):
-    Page(tmp_path, "loss 1.40\n", None).write()
-    told = Page(tmp_path, "loss 1.41\n", None).differences()
+    Page(tmp_path, "loss 1.40\n", {}).write()
+    told = Page(tmp_path, "loss 1.41\n", {}).differences()
     assert "-loss 1.40" in told and "+loss 1.41" in told
 
 
 def test_a_figure_of_other_data_is_named(tmp_path):
-    Page(tmp_path, "text\n", picture(1.0)).write()
-    (told,) = Page(tmp_path, "text\n", picture(2.0)).differences()
+    Page(tmp_path, "text\n", {FIGURE: picture(1.0)}).write()
+    (told,) = Page(tmp_path, "text\n", {FIGURE: picture(2.0)}).differences()
     assert FIGURE in told and "other data" in told
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    Page(tmp_path, "old\n", None).write()
+    Page(tmp_path, "old\n", {}).write()
 
     def fails(figure):
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        Page(tmp_path, "new\n", Picture([], fails)).write()
+        Page(tmp_path, "new\n", {FIGURE: Picture([], fails)}).write()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old\n"]
 
 
