@@ -30,8 +30,8 @@ def losses(steps: int, offset: float = 0.0, track: Track = NANO) -> dict[int, fl
 
 
 @cache
-def script(toml: str, seeds: str) -> str:
-    return flatten(ROOT, ["muon"], toml, ["--seeds", seeds]).rstrip("\n")
+def script(toml: str, *arguments: str) -> str:
+    return flatten(ROOT, ["muon"], toml, list(arguments)).rstrip("\n")
 
 
 def write_log(
@@ -42,8 +42,11 @@ def write_log(
     stated: dict | None = None,
     device: str = "a processor",
     track: Track = NANO,
+    options: Sequence[str] = (),
 ) -> Path:
-    """One log of a run for each seed; `stated` is the recipe of its facts where that is not the script's."""
+    """One log of a run for each seed; `stated` is the recipe of its facts where that is not the script's,
+    `options` what the run was started with beside the seeds.
+    """
     toml, steps = "\n".join(toml_lines(recipe)), recipe["train_steps"]
     seeds_told = ",".join(map(str, seeds))
     facts = [
@@ -52,7 +55,7 @@ def write_log(
         f"device: {device}",
     ]
     facts += ["world_size: 1", f"track: {recipe['track']}", f"seeds: {seeds_told}", "effective recipe:"]
-    lines = [script(toml, seeds_told), "=" * 100, *facts]
+    lines = [script(toml, "--seeds", seeds_told, *options), "=" * 100, *facts]
     lines += ["\n".join(toml_lines(stated or recipe)), "=" * 100]
     for place, seed in enumerate(seeds):
         lines.append(f"seed: {seed}")

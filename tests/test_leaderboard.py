@@ -102,6 +102,14 @@ def test_pages_written_by_hand_are_linked(records):
     assert "[NOTES.md](NOTES.md)" in readme(records)
 
 
+def test_an_entry_page_says_the_command_that_repeats_it(records):
+    folder = add_entry(records, "fast")
+    assert "`./run.sh --track nano --recipe fast --seeds 0-3`" in track_pages(NANO, records)[0].text
+    write_log(folder / "a.txt", options=["--micro-batch", "4", "--compile"])
+    told = track_pages(NANO, records)[0].text
+    assert "`./run.sh --track nano --recipe fast --seeds 0-3 --micro-batch 4 --compile`" in told
+
+
 def test_an_entry_page_shows_the_difference_from_its_base(records):
     add_entry(records, "first")
     add_entry(records, "second", base="first", matrix={**RECIPE["matrix"], "lr": 0.03})
