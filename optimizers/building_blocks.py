@@ -68,9 +68,9 @@ def is_off(strength: Scalar | None) -> bool:
     return not isinstance(strength, Tensor) and not strength
 
 
-# An optimizer without matrix products lives on memory traffic: blocks of rows of this size stay in the cache
-# from one operation to the next.
-ROW_BLOCK_ELEMENTS = 2**19
+# An optimizer without matrix products lives on memory traffic: blocks of rows of this size stay in a thread's
+# own cache from one operation to the next; with smaller ones the cost of Python calls takes over.
+ROW_BLOCK_ELEMENTS = 2**16
 
 
 def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -78,7 +78,7 @@ def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     X = tensors[0]
     if X.device.type != "cpu" or torch.compiler.is_compiling():
         return [tensors]
-    rows = max(1, ROW_BLOCK_ELEMENTS * X.shape[-2] // X.numel())
+    rows = max(1, torch.get_num_threads() * ROW_BLOCK_ELEMENTS * X.shape[-2] // X.numel())
     return zip(*(T.split(rows, dim=-2) for T in tensors), strict=True)
 
 
@@ -86,17 +86,19 @@ def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 # Norms. Entries of 1e20 overflow when squared in float32, and those of 1e-30 vanish: hence the care.
 
 
-def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
-    """Root of the sum of squares over dim (kept at size 1), by the largest entry first: no overflow.
+def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1), floor: float = 0.0) -> Tensor:
+    """Root of the sum of squares over dim (kept at size 1), at least `floor`, by the largest entry first.
 
-    On CPU, where looking at a value costs nothing, ordinary norms come of one pass in place of four.
+    So nothing overflows. On CPU, where looking at a value costs nothing, ordinary norms come of one pass in
+    place of four.
     """
-    if X.device.type == "cpu" and not torch.compiler.is_compiling():
+    if X.is_cpu and not torch.compiler.is_compiling():
         norm = torch.linalg.vector_norm(X, dim=dim, keepdim=True)
-        if norm.min() > 1e-12 and norm.max() < 1e12:
+        if norm.equal(norm.clamp(max(floor, 1e-12), 1e12)):
             return norm
     largest = X.abs().amax(dim, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
-    return largest * torch.linalg.vector_norm(X * (1 / largest), dim=dim, keepdim=True)
+    norm = largest * torch.linalg.vector_norm(X * (1 / largest), dim=dim, keepdim=True)
+    return norm.clamp(min=floor) if floor else norm
 
 
 def squared(X: Tensor) -> Tensor:
@@ -131,6 +133,18 @@ def nesterov_average_(M: Tensor, grad: Tensor, momentum: Scalar, nesterov: bool)
     if isinstance(momentum, Tensor):
         return (1 - momentum) * grad + momentum * M
     return torch.lerp(M, grad, 1 - momentum)
+
+
+def nesterov_average_by_difference_(M: Tensor, grad: Tensor, momentum: Scalar, nesterov: bool) -> Tensor:
+    """nesterov_average_ with D = G - M: M <- M + (1 - mu) D; u = M + mu (1 - mu) D.
+
+    Where memory is the limit, on CPU, one subtraction and two additions take less time than two lerps.
+    """
+    if isinstance(momentum, Tensor) or not nesterov:
+        return nesterov_average_(M, grad, momentum, nesterov)
+    D = grad - M
+    M.add_(D, alpha=1 - momentum)
+    return torch.add(M, D, alpha=momentum * (1 - momentum), out=D)
 
 
 def heavy_ball_momentum(grad: Tensor, state: State, momentum: Scalar, nesterov: bool) -> Tensor:

@@ -8,7 +8,7 @@ from optimizers.building_blocks import (
     State,
     buffer,
     decay_,
-    nesterov_average_,
+    nesterov_average_by_difference_,
     row_blocks,
     safe_norm,
     spectral_scale,
@@ -31,10 +31,12 @@ def nora(
     row norms of W grow to second order in lr (a tangent step without retraction). A zero row of W has nothing
     to take out.
     """
-    scale = spectral_scale(weight)
+    rate = torch.as_tensor(lr * spectral_scale(weight), dtype=weight.dtype)
     for W, G, M in row_blocks(weight, grad, buffer(state, "momentum", weight)):
-        u = nesterov_average_(M, G, momentum, nesterov)
-        along = torch.linalg.vecdot(u, W).unsqueeze(-1) / safe_norm(W, -1).clamp(min=eps).square()
-        v = u.addcmul_(W, along, value=-1)
+        u = nesterov_average_by_difference_(M, G, momentum, nesterov)
+        along = (u * W).sum(-1, keepdim=True)
+        size = torch.linalg.vector_norm(W, dim=-1, keepdim=True).clamp(min=eps)  # weights do not overflow
+        v = u.addcmul_(W, along / size / size, value=-1)
         decay_(W, v, lr, weight_decay)
-        W.addcmul_(v, lr * scale / safe_norm(v, -1).clamp(min=eps), value=-1)
+        W.addcmul_(v, rate / safe_norm(v, -1, eps), value=-1)
+        del u, v  # the next block's take their place in the cache

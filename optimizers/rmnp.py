@@ -1,5 +1,6 @@
 """RMNP: momentum with every row at unit norm."""
 
+import torch
 from torch import Tensor
 
 from optimizers.building_blocks import (
@@ -7,7 +8,7 @@ from optimizers.building_blocks import (
     State,
     buffer,
     decay_,
-    nesterov_average_,
+    nesterov_average_by_difference_,
     row_blocks,
     safe_norm,
     spectral_scale,
@@ -26,8 +27,9 @@ def rmnp(
 
     weight, grad [..., m, n]; state: momentum of the weight's shape. Zero rows stay where they are.
     """
-    scale = spectral_scale(weight)
+    rate = torch.as_tensor(lr * spectral_scale(weight), dtype=weight.dtype)
     for W, G, M in row_blocks(weight, grad, buffer(state, "momentum", weight)):
-        u = nesterov_average_(M, G, momentum, nesterov)
+        u = nesterov_average_by_difference_(M, G, momentum, nesterov)
         decay_(W, u, lr, weight_decay)
-        W.addcmul_(u, lr * scale / safe_norm(u, -1).clamp(min=eps), value=-1)
+        W.addcmul_(u, rate / safe_norm(u, -1, eps), value=-1)
+        del u  # the next block's takes its place in the cache

@@ -27,10 +27,27 @@ def test_norm_scales_with_its_input_over_the_range_of_float32(exponent):
     torch.testing.assert_close(scaled, blocks.safe_norm(X).double() * 10.0**exponent, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1e-6, 1.0, 1e20])
+def test_norm_is_at_least_its_floor(size):
+    X = size * torch.eye(3, 4)
+    torch.testing.assert_close(blocks.safe_norm(X, -1, 1e-5), torch.full((3, 1), max(size, 1e-5)))
+
+
 def test_nesterov_momentum_is_the_moving_average_looking_ahead():
     state, G = {}, torch.ones(2, 2)
     assert torch.allclose(blocks.nesterov_momentum(G, state, 0.9, False), torch.full((2, 2), 0.1))
     assert torch.allclose(blocks.nesterov_momentum(G, state, 0.9, True), torch.full((2, 2), 0.1 + 0.9 * 0.19))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("momentum", [0.0, 0.95, torch.tensor(0.95).double()])
+def test_nesterov_average_by_difference_is_the_nesterov_average(momentum, nesterov):
+    M, G = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    twin = M.clone()
+    u = blocks.nesterov_average_by_difference_(M, G, momentum, nesterov)
+    torch.testing.assert_close(u, blocks.nesterov_average_(twin, G, momentum, nesterov), rtol=0, atol=1e-14)
+    torch.testing.assert_close(M, twin, rtol=0, atol=1e-14)
+    assert u.data_ptr() != M.data_ptr()
 
 
 def test_heavy_ball_momentum_sums():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimizers import STEPS
+from optimizers import STEPS, building_blocks
 from optimizers.aurora import balanced_polar, leverage_scores
 from optimizers.polar import polar, soft_polar
 
@@ -344,6 +344,19 @@ def test_rmnp_is_nora_where_the_gradient_is_orthogonal_to_the_weight(seed):
     G = G - (G * weight).sum(-1, keepdim=True) / weight.square().sum(-1, keepdim=True) * weight
     ours = direction("rmnp", G, weight, weight_decay=0.0)
     torch.testing.assert_close(ours, direction("nora", G, weight), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["nora", "rmnp"])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
+def test_steps_in_blocks_of_rows_equal_those_in_one(name, shape, monkeypatch):
+    after = []
+    for elements in (2**16, 15):
+        monkeypatch.setattr(building_blocks, "ROW_BLOCK_ELEMENTS", elements)
+        weight, state = noise(*shape), {}
+        for t in (1, 2, 3):
+            STEPS[name](weight, noise(*shape, seed=t), state, weight_decay=0.1)
+        after.append((weight, state["momentum"]))
+    torch.testing.assert_close(after[1], after[0], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("leverage", ["polar", "gram"])
