@@ -9,7 +9,8 @@ from log_text import CURVE, log_text, run_text, shifted, write
 
 from records import RecordError
 from records.__main__ import main
-from records.compare import compare, mean_crossing, published_side, read_side, runs_needed, shortening_slope
+from records.compare import SLOPES, compare, mean_crossing, published_side, read_side, runs_needed
+from records.tracks import read_tracks
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "track3_logs"
 
@@ -149,13 +150,17 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     assert main(["compare", "published:9"]) == 2
 
 
-def test_the_slope_of_another_track_comes_from_the_curves(tmp_path: Path) -> None:
+def test_steps_count_at_the_slope_of_the_track(tmp_path: Path) -> None:
     curve = {0: 5.0, 100: 2.0, 180: 1.50, 190: 1.45, 200: 1.40}
     text = log_text(run_text(curve, total=200), facts=["track: nano"])
     one = read_side(write(tmp_path / "a.txt", text))
-    assert shortening_slope(one, one) == pytest.approx(0.45 * 0.005)
-    assert shortening_slope(published_side("9"), published_side("11")) == pytest.approx(0.000045)
+    assert compare(one, one).slope == pytest.approx(0.000494, rel=1e-3)
+    assert compare(published_side("9"), published_side("11")).slope == pytest.approx(0.000045)
     assert compare(one, one, slope=0.1).slope == 0.1
+
+
+def test_every_track_has_a_slope() -> None:
+    assert set(SLOPES) == set(read_tracks())
 
 
 def test_the_crossing_of_mean_curves() -> None:
