@@ -5,6 +5,7 @@ A = X X^T on the short side; a method is its table of (a, b, c), whose last row 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from optimizers.building_blocks import Scalar, is_off, rescaled, safe_norm, unit
@@ -135,13 +136,16 @@ def iterated_on_gram(X: Tensor, table: Table) -> Tensor:
     """The same with fewer products where X is much wider than high ("Gram Newton-Schulz", Dao lab, 2026).
 
     All factors commute: with G = X X^T and q = aI + bG + cG^2, X <- q X means G <- q G q, and the product Q
-    of all q of a block meets X once at the block's end. Then G is made anew (see gram_blocks).
+    of all q of a block meets X once at the block's end. Then G is made anew (see gram_blocks). On its way to
+    the identity G leaves rests whose products are denormal, which some processors multiply a hundred times
+    slower: rests below the root of the smallest normal number become zero.
     """
+    smallest = torch.finfo(X.dtype).tiny ** 0.5
     for block in gram_blocks(table, torch.finfo(X.dtype).eps):
         G = product(X, X.mT)
         q = Q = gram_factor(G, *block[0])
         for row in block[1:]:
-            G = product(product(q, G), q)
+            G = F.hardshrink(product(product(q, G), q), smallest)
             q = gram_factor(G, *row)
             Q = product(q, Q)
         X = product(Q, X)
