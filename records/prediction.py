@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from scipy import stats
 
-from records.compare import Interval, Side, compare, mean_crossing, published_side, side
+from records.compare import RESAMPLES, Interval, Side, compare, mean_crossing, published_side, side
 from records.entry_page import Standing
 from records.pages import escape, table
 from records.pictures import COLOURS, Picture
 from records.tracks import Track
 
-RESAMPLES = 2000
 CLOSE = 1.15  # times the fewest published steps: among these an order is hard to tell, and worth the most
 
 
