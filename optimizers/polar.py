@@ -4,6 +4,9 @@ The iterations are odd quintic polynomials applied to all singular values at onc
 A = X X^T on the short side; a method is its table of (a, b, c), whose last row repeats.
 """
 
+import functools
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,17 +113,18 @@ def weighted_sum(beta: float, C: Tensor, alpha: float, A: Tensor, B: Tensor) -> 
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
-    """A B, by oneDNN where multiplies_by_onednn(A).
-
-    torch multiplies float32 by MKL, which on AMD processors keeps to AVX2; AVX-512 measured twice as fast.
-    """
+    """A B, by oneDNN where multiplies_by_onednn(A)."""
     if multiplies_by_onednn(A):
         return torch.ops.mkldnn._linear_pointwise(A.contiguous(), B.mT, None, "none", [], "")
     return A @ B
 
 
 def multiplies_by_onednn(A: Tensor) -> bool:
-    """Whether A is a large enough float32 matrix, alone, on a CPU with AVX-512."""
+    """Whether A is a large enough float32 matrix, alone, on an AMD processor with AVX-512.
+
+    torch multiplies float32 by MKL, which keeps to AVX2 there: oneDNN took half the time. On Intel MKL has
+    AVX-512 too and takes the sum of weighted_sum along.
+    """
     return (
         A.ndim == 2
         and A.device.type == "cpu"
@@ -129,7 +133,15 @@ def multiplies_by_onednn(A: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and "AVX512" in torch.backends.cpu.get_cpu_capability()
         and not torch.compiler.is_compiling()
+        and made_by_amd()
     )
+
+
+@functools.cache
+def made_by_amd() -> bool:
+    """Whether the processor says so, on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
 
 
 def iterated_on_gram(X: Tensor, table: Table) -> Tensor:

@@ -171,10 +171,25 @@ def test_soft_polar_refuses_what_it_has_no_table_for():
 
 @pytest.mark.parametrize("shape", [(128, 128), (128, 512), (512, 128)])
 @pytest.mark.parametrize("gram", [True, False])
-def test_large_float32_matrices_agree_with_float64(shape, gram):
+@pytest.mark.parametrize("amd", [True, False])
+def test_large_float32_matrices_agree_with_float64(monkeypatch, shape, gram, amd):
+    monkeypatch.setattr("optimizers.polar.made_by_amd", lambda: amd)  # oneDNN's products, and MKL's
     X = torch.randn(shape, dtype=torch.float64)
     expected = polar(X, "quintic", gram=gram)
     torch.testing.assert_close(polar(X.float(), "quintic", gram=gram).double(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_gram_form_multiplies_no_denormals(monkeypatch):
+    factors = []
+
+    def recorded(A, B):
+        factors.extend((A, B))
+        return A @ B
+
+    monkeypatch.setattr("optimizers.polar.product", recorded)
+    polar(torch.randn(96, 384), gram=True)
+    smallest = torch.finfo(torch.float32).tiny
+    assert not any(((F != 0) & (F.abs() < smallest)).any() for F in factors)
 
 
 @pytest.fixture
