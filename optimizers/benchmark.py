@@ -12,8 +12,6 @@ nothing but its products (or, where it has next to none, moving its tensors once
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimizers import STEPS, MatrixOptimizer
+from records.run_log import processor_name
 
 HIDDEN_MATRICES = {(768, 768): 48, (3072, 768): 12, (768, 3072): 12}
 
@@ -211,15 +210,6 @@ def measure(
     return measurements
 
 
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -244,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         groups = [group for group in groups if wanted & group.keys()]
     facts = {
         "date": date.today().isoformat(),
-        "device": device_name(options.device),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else processor_name(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "matrices": {f"{m}x{n}": count for (m, n), count in HIDDEN_MATRICES.items()},

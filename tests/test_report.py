@@ -124,8 +124,10 @@ def opened(browser, page):
 
     browser.get(page.as_uri())
     WebDriverWait(browser, 20).until(
-        lambda b: b.find_elements("css selector", "#curves .legend .traces")
-        and b.find_elements("css selector", "#summary.dataTable tbody tr")
+        lambda b: (
+            b.find_elements("css selector", "#curves .legend .traces")
+            and b.find_elements("css selector", "#summary.dataTable tbody tr")
+        )
     )
     return browser
 

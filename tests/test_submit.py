@@ -62,7 +62,7 @@ def test_an_entry_holds_the_logs_byte_for_byte(submitted):
 
 def test_its_recipe_is_the_effective_one_of_the_script(submitted):
     text = (submitted[1] / "recipe.toml").read_text()
-    assert 'weight_decay = 0.05' in text and 'name = "muon"' in text
+    assert "weight_decay = 0.05" in text and 'name = "muon"' in text
 
 
 def test_its_page_has_a_row_for_each_seed(submitted):
