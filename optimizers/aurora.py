@@ -29,7 +29,8 @@ def balanced_polar(
     if m == n:
         return polar(u, method, steps)
     if m < n:
-        return balanced_polar(u.mT, method, steps, iterations, beta, leverage).mT
+        tall = u.mT.contiguous() if leverage == "gram" else u.mT  # strided rows: 30 times as long for a norm
+        return balanced_polar(tall, method, steps, iterations, beta, leverage).mT
     d = 1 / safe_norm(u, -1).clamp(min=1e-7)
     for _ in range(iterations - 1):
         scores = (
@@ -74,14 +75,17 @@ def aurora(
 def leverage_scores(Y: Tensor) -> Tensor:
     """diag(Y (Y^T Y + r I)^-1 Y^T) [..., m, 1] of a tall Y: the squared row norms of its polar factor.
 
-    r = 2^-24 |Y|^2 hides singular values below 2^-12 |Y|, which 12 simple iterations do not bring to 1
-    either. Where the Cholesky factorisation fails all the same (TF32 products can do that), n/m: rows count
-    as balanced.
+    r = 2^-24 |Y|^2, the trace of the Gram matrix, hides singular values below 2^-12 |Y|, which 12 simple
+    iterations do not bring to 1 either. Zero gives zero. Where the Cholesky factorisation fails all the same
+    (TF32 products can do that), n/m: rows count as balanced.
     """
     m, n = Y.shape[-2:]
-    Y = Y / (safe_norm(Y) + 1e-7)
-    identity = torch.eye(n, dtype=Y.dtype, device=Y.device)
-    factor, failed = torch.linalg.cholesky_ex(product(Y.mT, Y) + 2**-24 * identity)
+    G = product(Y.mT, Y)
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(2**-24 * diagonal.sum(-1, keepdim=True) + torch.finfo(G.dtype).tiny)
+    factor, failed = torch.linalg.cholesky_ex(G)
     # Inverting the small factor and multiplying is faster than solving for all m rows.
+    identity = torch.eye(n, dtype=Y.dtype, device=Y.device)
     Z = product(Y, torch.linalg.solve_triangular(factor, identity, upper=False).mT)
-    return torch.where((failed == 0)[..., None, None], Z.square().sum(-1, keepdim=True), n / m)
+    scores = torch.linalg.vector_norm(Z, dim=-1, keepdim=True).square()
+    return torch.where((failed == 0)[..., None, None], scores, n / m)
