@@ -48,14 +48,18 @@ class Reversal:
 
 
 def pairings(entries: Sequence[Standing], track: Track, published: Sequence[dict]) -> list[Pairing]:
-    """The entries that reach the target and name one of the published results, by its steps."""
+    """The entries that reach the target and name one of the published results, by its steps.
+
+    Of several entries of one result the fastest counts.
+    """
     known = {result["number"] for result in published}
     found = [
         pairing(entry, track)
         for entry in entries
         if entry.recipe.get("published") in known and entry.summary.first_significant_step is not None
     ]
-    return sorted(found, key=lambda p: (p.published.step, p.number))
+    fastest = {p.number: p for p in sorted(found, key=lambda p: -p.steps)}
+    return sorted(fastest.values(), key=lambda p: (p.published.step, p.number))
 
 
 def pairing(entry: Standing, track: Track) -> Pairing:

@@ -18,7 +18,7 @@ def entries(tmp_path):
 
     def make(**sigmas: float):
         for name, offset in sigmas.items():
-            recipe = RECIPE | {"published": int(name.removeprefix("result"))}
+            recipe = RECIPE | {"published": int(name.removeprefix("result").split("_")[0])}
             folder = tmp_path / "nano" / name
             write_log(folder / "a.txt", offset=offset * NANO.sigma, recipe=recipe)
             (folder / "recipe.toml").write_text("\n".join(toml_lines(recipe)))
@@ -70,6 +70,11 @@ def test_entries_that_name_no_result_or_miss_the_target_are_left_out(entries):
     found = entries(result17=0.0, result12=40.0)
     assert [p.number for p in paired(found)] == [17]
     assert not pairings(found, NANO, [])
+
+
+def test_of_several_entries_of_a_result_the_fastest_counts(entries):
+    found = paired(entries(result12=0.4, result12_again=0.2, result12_slow=0.6, result17=0.0))
+    assert [p.name for p in found] == ["result17", "result12_again"]
 
 
 def test_the_page_of_a_track_holds_the_prediction_and_its_figure(entries, tmp_path):
