@@ -84,7 +84,7 @@ TRACKS = {
         dataset="nano", fetch="data.nano", shards=1, shard_tokens=16063360, token_limit=256,
         vocab_size=256, num_layers=4, model_dim=64, head_dim=32, context=128,
         batch_tokens=2048, val_tokens=65536, val_every=25, late_val_every=5,
-        gpu_dtype="float32", target=1.39, sigma=0.0086, recipe="aurora_contra_floor",
+        gpu_dtype="float32", target=1.39, sigma=0.0097, recipe="aurora_contra_floor",
         aux={"embed_lr": 0.8, "head_lr": 0.033, "scalar_lr": 0.011,
              "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
     ),
