@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +8,7 @@ from log_text import CURVE, log_text, run_text, shifted, write
 
 from records import RecordError
 from records.__main__ import main
-from records.judge.compare import SLOPES, compare, mean_crossing, published_side, read_side, runs_needed
+from records.judge.compare import SLOPES, compare, published_side, read_side, runs_needed
 from records.judge.tracks import read_tracks
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "track3_logs"
@@ -161,12 +160,3 @@ def test_steps_count_at_the_slope_of_the_track(tmp_path: Path) -> None:
 
 def test_every_track_has_a_slope() -> None:
     assert set(SLOPES) == set(read_tracks())
-
-
-def test_the_crossing_of_mean_curves() -> None:
-    steps = [0, 100, 180, 200]
-    curves = np.array(
-        [[5.0, 4.0, 3.0, 2.0], [5.0, 4.0, 3.9, 3.8], [3.0, 2.0, 1.0, 0.5], [5.0, 4.0, 3.9, 3.9]]
-    )
-    assert mean_crossing(steps, curves, 3.5).tolist()[:3] == pytest.approx([140, 260, 0])
-    assert np.isnan(mean_crossing(steps, curves, 3.5)[3])
