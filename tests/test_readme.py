@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from optimizers.building_blocks import apply_update_, nesterov_momentum, step_function
 
 import optimizers
-from optimizers.building_blocks import apply_update_, nesterov_momentum, step_function
 from records.recipe import parse_recipe
 from train_gpt import TRACKS, parse_arguments
 
