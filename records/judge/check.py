@@ -11,7 +11,7 @@ from pathlib import Path
 from records.judge import script_rules
 from records.judge.logs import Entry, Log, read_entry
 from records.judge.statistics import Summary, summarize_entry, threshold
-from records.judge.tracks import Track, entry_track, read_tracks
+from records.judge.tracks import shipped_track
 from records.judge.warnings import (
     different_recipes,
     different_scripts,
@@ -22,6 +22,7 @@ from records.judge.warnings import (
     script_digest,
     seeds_missing,
 )
+from records.run.track import Track
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def check_entry(entry: Entry, root: Path = script_rules.ROOT) -> tuple[Rule, ...
 
     Raises TrackError where the logs name no single track of this project.
     """
-    track = entry_track(entry, read_tracks(root / "train_gpt.py"))
+    track = shipped_track(entry)
     summary = summarize_entry(entry, track.target, track.sigma)
     n = f"{summary.n} run{'' if summary.n == 1 else 's'}"
     return (

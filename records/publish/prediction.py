@@ -18,10 +18,10 @@ from scipy import stats
 
 from records.judge.compare import RESAMPLES, Interval, Side, compare, published_side, side
 from records.judge.statistics import crossings, curves_of
-from records.judge.tracks import Track
 from records.publish.entry_page import Standing
 from records.publish.pages import escape, table
 from records.publish.pictures import COLOURS, Picture
+from records.run.track import Track
 
 CLOSE = 1.15  # times the fewest published steps: among these an order is hard to tell, and worth the most
 

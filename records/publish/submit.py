@@ -18,10 +18,11 @@ from pathlib import Path
 from records.judge import script_rules
 from records.judge.check import check_entry, embedded_recipe
 from records.judge.logs import SUFFIXES, Entry, Log, read_entry
-from records.judge.tracks import entry_track, read_tracks
+from records.judge.tracks import shipped_track
 from records.publish.entry_page import PLAIN_NAME, EntryError, entry_page, read_standing, read_toml, verdict
 from records.publish.leaderboard import RECORDS, leaderboard_page, read_standings
 from records.publish.recipe_table import disagreements
+from records.run.track import shipped_tracks
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}")
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     except RuleError as error:
         print(f"records submit: {error}", file=sys.stderr)
         return 1
-    track = read_tracks()[folder.parent.name]
+    track = shipped_tracks()[folder.parent.name]
     print(f"{os.path.relpath(folder)}: {verdict(read_standing(folder, track).summary).replace('**', '')}")
     return 0
 
@@ -68,7 +69,7 @@ def submit(
     if archive and archive.exists():
         raise EntryError(f"{archive} exists: name an archive that does not")
     files = log_files(logs)
-    track = entry_track(Entry(name, records, tuple(read_entry(file).logs[0] for file in files)))
+    track = shipped_track(Entry(name, records, tuple(read_entry(file).logs[0] for file in files)))
     home = records / track.name
     final = home / name
     if final.exists():

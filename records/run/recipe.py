@@ -196,7 +196,8 @@ def parse_recipe(
     lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
     facts = {key: table[key] for key in FACTS if key in table}
     name = table.get("name", name)
-    return Recipe(name, tracks[track], train_steps, effective, default | aux, schedule, init, lookahead, facts)
+    tables = (effective, default | aux, schedule, init, lookahead, facts)
+    return Recipe(name, tracks[track], train_steps, *tables)
 
 
 def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> dict:

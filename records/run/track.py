@@ -1,4 +1,4 @@
-"""Tracks: what is the same for every entry, a TOML file each. Shipped ones are `records/<track>/track.toml`."""
+"""Tracks: what is the same for every entry, a TOML file each; shipped are `records/<track>/track.toml`."""
 
 import difflib
 import math
@@ -114,15 +114,20 @@ def read_track(source: str | Path) -> Track:
 
 
 def read_track_file(path: Path) -> Track:
-    """The track of a TOML file, every value checked. Raises TrackError."""
+    """The track of a TOML file. Raises TrackError."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TrackError(f"{path}: expected a track, cannot read it: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML
         raise TrackError(f"{path}: expected a track in TOML: {error}") from None
+    return track_of(table, str(path))
+
+
+def track_of(table: dict, where: str) -> Track:
+    """The track that a table says, every value checked. Raises TrackError, which begins with `where`."""
     for key, expected, found in faults(table):
-        raise TrackError(f"{path}: {key}: expected {expected}, found {found}")
+        raise TrackError(f"{where}: {key}: expected {expected}, found {found}")
     return Track(**table)
 
 
