@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
@@ -31,8 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
-from records.run.flatten import flatten
+from records.run.flatten import flatten, literal
 from records.run.recipe import (
+    COOLDOWN,
     Recipe,
     RecipeError,
     list_recipes,
@@ -318,23 +319,46 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     return [group for group in groups.values() if group["params"]]
 
 
-def learning_rate_factor(step: int, recipe: Recipe, cooldown_frac: float) -> float:
-    """1, after a linear warm-up; over the last `cooldown_frac` down to 0, linear to the `cooldown_power`."""
-    schedule, left = recipe.schedule, 1 - step / (recipe.schedule["steps"] or recipe.train_steps)
-    factor = (left / cooldown_frac) ** schedule["cooldown_power"] if left <= cooldown_frac else 1.0
+def value_at(knots: list[list], step: float) -> float:
+    """The value at a step between knots [step, value, shape]: along x^shape from the knot before, or a cosine."""
+    before = knots[0]
+    for knot in knots:
+        if step < knot[0]:
+            x = (step - before[0]) / (knot[0] - before[0])
+            shape = knot[2] if len(knot) > 2 else 1
+            x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
+            return before[1] + (knot[1] - before[1]) * max(x, 0.0)
+        before = knot
+    return before[1]
+
+
+def learning_rate_factor(step: int, recipe: Recipe, kind: str) -> float:
+    """Of the initial learning rate at update `step`, for "matrix" or "aux" (AdamW's): 1, after a warm-up; in
+    the cooldown down to the floor, linear to the `cooldown_power`. See Recipe for `phases` and `delay`.
+    """
+    schedule = recipe.schedule
+    said = {key: schedule[key if kind == "matrix" else f"aux_{key}"] for key in COOLDOWN}
+    step = step - (value_at(schedule["delay"], step) if schedule["delay"] else 0)
+    if said["phases"]:
+        return value_at(said["phases"], step)
+    plan = said["steps"] or recipe.train_steps
+    steps = [total for start, total in plan if start <= step][-1] if isinstance(plan, list) else plan
+    frac = said["cooldown_steps"] / steps if said["cooldown_steps"] else said["cooldown_frac"]
+    left = max(1 - step / steps, 0)
+    factor = (left / frac) ** said["cooldown_power"] if left <= frac else 1.0
+    factor = said["floor"] + (1 - said["floor"]) * factor if said["floor"] else factor
     return factor * min(1.0, step / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> None:
     """Set what changes over the run for update `step` (from 0), before the update."""
-    schedule, points = recipe.schedule, recipe.schedule["matrix"]
+    knots = recipe.schedule["matrix"]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        frac = schedule["cooldown_frac" if group["schedule"] == "matrix" else "aux_cooldown_frac"]
         on = group.get("start", 0) <= step < group.get("stop", math.inf)
-        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, frac)
-        for key in points if group["schedule"] == "matrix" else ():
+        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, group["schedule"])
+        for key in knots if group["schedule"] == "matrix" else ():
             if key in group:
-                group[key].fill_(float(np.interp(step, *zip(*points[key], strict=True))))
+                group[key].fill_(value_at(knots[key], step))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -566,16 +590,10 @@ def train(
 # Command line
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The options of ./run.sh that reach the trainer."""
-    parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How and where to run: the trainer has these options, and so has the script at the head of its logs."""
     add = parser.add_argument
-    add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
-    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
-    add("--recipes", action="store_true", help="list the recipes and leave")
-    add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--seeds", metavar="0-4|0,3", help="one run a seed, all in one log; default: 0")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass; default: what memory holds")
     add("--checkpoint-every", type=int, metavar="N", help="a checkpoint every N steps; the last two are kept")
     add("--resume", action="store_true", help="go on from the newest good checkpoint in the log folder")
@@ -584,6 +602,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The options of ./run.sh that reach the trainer: what to run, and how."""
+    parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
+    add = parser.add_argument
+    add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
+    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
+    add("--recipes", action="store_true", help="list the recipes and leave")
+    add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
+    add_run_options(parser)
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
     return parser.parse_args(argv)
 
@@ -603,40 +633,42 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     print(torch.cuda.device_count(), *fetch)
 
 
-def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: dict) -> Recipe:
-    """The recipe of the command line, the flattened script or the checkpoint, in which all must agree."""
+def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
+    """The recipe of the command line; where that names none, the checkpoint's, if there is one."""
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
-    written = embedded or (checkpoint.get("recipe") if not (args.recipe or changes) else None)
     track = Track(**checkpoint["track"]) if checkpoint else None
     if args.track or not track:
         track = read_track(args.track or ("fineweb" if torch.cuda.is_available() else "nano"))
-    if written:
-        recipe = parse_recipe(written, "embedded", {track.name: track}, STEPS, changes)
+    if checkpoint and not (args.recipe or changes):
+        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", {track.name: track}, STEPS)
     else:
         recipe = load_recipe(args.recipe or track.recipe, changes, track)
     if args.track and recipe.track != track:
         told = f"is of track {recipe.track.name}; leave out --track {args.track}"
         raise RunError(f"recipe {recipe.name} {told}.")
+    return recipe
+
+
+def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
+    """The script that repeats the run: what it uses of this project, its recipe and track as values."""
+    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
+    asked += ["--compile"] if args.compile else []
+    steps = f"{{{', '.join(f'{step!r}: {step}' for step in recipe.step_names())}}}"
+    values = {"RECIPE": literal(recipe), "STEPS": steps}
+    return flatten(ROOT, recipe.step_names(), values, ["--seeds", args.seeds or "0", *asked])
+
+
+def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict) -> None:
+    """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
     now = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
     if other := [key for key in now if checkpoint and now[key] != checkpoint[key]]:
         differs = "; ".join(f"- {key} {checkpoint[key]}; + {now[key]}" for key in other if key != "recipe")
         differs = recipe.differences(checkpoint["recipe"]) or differs
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
-    return recipe
-
-
-def run(args: argparse.Namespace, embedded: str | None) -> None:
-    """Train every seed of the command line, all in one log."""
-    checkpoint = newest_checkpoint(args.out) if args.resume else {}
-    recipe = choose_recipe(args, embedded, checkpoint)
     seeds, track = parse_seeds(args.seeds), recipe.track
-    if args.plan:
-        return print_plan(recipe, args.data)
     open_data(args.data, recipe)  # before anything is written
     world = join_world()
-    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
-    asked += ["--compile"] if args.compile else []
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
     args.compile = args.compile or world.device.type == "cuda"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -644,8 +676,6 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
     log = RunLog(args.out / checkpoint.get("log", name), resume=args.resume, writes=world.rank == 0)
     if not args.resume:
-        own, steps = Path(__file__).read_text(), recipe.step_names()
-        script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
         versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": track.name, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
@@ -658,21 +688,40 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
         train(recipe, index, seed, world, log, args, checkpoint if index == checkpoint.get("run") else {})
     if world.size > 1:
         dist.destroy_process_group()
-    return None
 
 
-def main(argv: list[str], embedded: str | None = None) -> None:
-    """Run the command line; `embedded` is the recipe of a flattened script. Errors are told in one line."""
-    args, rank = parse_arguments(argv), os.environ.get("RANK", "0")
+@contextmanager
+def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
+    """What a user can mend is told by rank 0, without a traceback, and ends the process."""
     try:
-        if args.recipes:
-            print("\n".join(list_recipes(shipped_tracks(), STEPS)))
-        else:
-            run(args, embedded)
+        yield
     except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
-        sys.exit(f"error: {error}" if rank == "0" else 1)
+        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except torch.OutOfMemoryError:
         sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
+
+
+def replay(recipe: Recipe, argv: list[str]) -> None:
+    """What the script at the head of a log does: the run again, with the same recipe."""
+    parser = argparse.ArgumentParser(description=f"Train with the recipe {recipe.name} of this script.")
+    add_run_options(parser)
+    args = parser.parse_args(argv)
+    with errors_in_one_line(args):
+        checkpoint = newest_checkpoint(args.out) if args.resume else {}
+        run(recipe, args, Path(__file__).read_text(), checkpoint)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the command line says."""
+    args = parse_arguments(argv)
+    with errors_in_one_line(args):
+        if args.recipes:
+            return print("\n".join(list_recipes(shipped_tracks(), STEPS)))
+        checkpoint = newest_checkpoint(args.out) if args.resume else {}
+        recipe = choose_recipe(args, checkpoint)
+        if args.plan:
+            return print_plan(recipe, args.data)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint)
 
 
 if __name__ == "__main__":

@@ -202,6 +202,10 @@ class Row:
     def stage(self, kind: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.kind == kind), None)
 
+    def exchanged(self, stages: Mapping[str, str]) -> "Row":
+        """The row with other stages, see `exchanged`."""
+        return exchanged(STEPS[self.name], stages).row if stages else self
+
     def check(self, given: Iterable[str]) -> None:
         """Raises TypeError for a name that is no hyperparameter, with the nearest that is."""
         for name in given:
