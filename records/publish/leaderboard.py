@@ -1,7 +1,7 @@
 """`python -m records leaderboard`: a track's README.md and figure, made from its entries' logs.
 
-Entries are ranked by their first significant step. Published results are listed apart: their logs are not
-here, so nothing of them is recomputed.
+An entry's result is its first significant step, its rank one more than the number of entries shown to be
+ahead of it. Published results are listed apart: their logs are not here, so nothing of them is recomputed.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from records.judge.paired import TTest
+from records.judge.ranking import FAMILY, Ranking, rank
 from records.judge.statistics import threshold
 from records.judge.tracks import DEFAULT, Track, read_tracks
 from records.publish.entry_page import (
@@ -25,7 +27,7 @@ from records.publish.entry_page import (
     seed_ranges,
 )
 from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
-from records.publish.pictures import Result, leaderboard_picture
+from records.publish.pictures import Place, Result, leaderboard_picture
 from records.publish.prediction import pairings, prediction_picture, prediction_text
 from records.publish.recipe_table import disagreements
 
@@ -83,11 +85,19 @@ def read_standings(folder: Path, track: Track) -> list[Standing]:
 def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) -> Page:
     published = read_published(folder)
     recipes = {file.stem: read_toml(file)[1] for file in sorted(folder.glob("*.toml"))}
-    results = [Result(p["name"], p["date"], p["steps"], own=False) for p in published]
-    results += [
+    own = [
         Result(e.name, e.date, e.summary.first_significant_step, own=True)
         for e in entries
         if e.date and e.summary.first_significant_step is not None
+    ]
+    history = [Result(p["name"], p["date"], p["steps"], own=False) for p in published]
+    results = history + own if history else []  # without published results there is one day to show
+    ranking = rank([e.summary for e in entries], track)
+    entries = sorted(entries, key=lambda e: ranking.ranks.get(e.name, len(entries) + 1))
+    places = [
+        Place(e.name, ranking.ranks[e.name], t.mean, t.low, t.high)
+        for e in entries
+        if (t := ranking.steps.get(e.name))
     ]
     curves = [curve for e in entries[:CURVES] if (curve := mean_curve(e.name, e.summary)).steps]
     parts = [
@@ -96,10 +106,12 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
         "first step, common to all its runs, at which (target - mean) sqrt(n) is at least "
         f"{threshold(track.sigma):.4g} (sigma {track.sigma:g}).\n",
         see_also(folder),
-        f"![record over time, and curves near the target]({FIGURE})\n" if results or curves else "",
+        f"![{'record over time' if results else 'steps to the target'}, and curves near it]({FIGURE})\n"
+        if results or curves
+        else "",
         f"Curves of the first {CURVES} entries.\n" if len(entries) > CURVES else "",
         "## Entries\n",
-        entries_table(entries),
+        entries_table(entries, ranking),
     ]
     elsewhere = read_published(folder.parent / DEFAULT) if track.name != DEFAULT else []
     if len(paired := pairings(entries, track, elsewhere)) > 2:
@@ -111,7 +123,9 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
     if published:
         parts += ["## Published results (not ours)\n", published_table(published, recipes, entries)]
     parts.append("Made from the logs by `python -m records leaderboard`; do not edit.\n")
-    pictures = {FIGURE: leaderboard_picture(results, curves, track.target)} if results or curves else {}
+    pictures = (
+        {FIGURE: leaderboard_picture(results, curves, track.target, places)} if results or curves else {}
+    )
     if len(paired) > 2:
         pictures[PREDICTION] = prediction_picture(paired)
     return Page(folder, "\n".join(part for part in parts if part), pictures)
@@ -123,25 +137,27 @@ def see_also(folder: Path) -> str:
     return "See also: " + ", ".join(f"[{escape(name)}]({name})" for name in pages) + ".\n" if pages else ""
 
 
-def entries_table(entries: Sequence[Standing]) -> str:
+def entries_table(entries: Sequence[Standing], ranking: Ranking) -> str:
     if not entries:
         return "None yet: `python -m records submit NAME --recipe RECIPE LOG...` makes the first.\n"
-    header = ("rank", "entry", "steps", "mean val_loss", "runs", "(target - mean) sqrt(n)", "p")
-    header += ("mean crossing", "ms/step", "optimizer", "seeds", "date")
-    rows, ranked = [], [e.summary.first_significant_step for e in entries]
+    header = (
+        "rank", "entry", "steps", "mean val_loss", "runs", "(target - mean) sqrt(n)", "p",
+        "steps to the target (95%)", "ms/step", "optimizer", "seeds", "date",
+    )  # fmt: skip
+    rows = []
     for entry in entries:
         summary, at = entry.summary, entry.summary.judged
         step = summary.first_significant_step
         rows.append(
             (
-                "-" if step is None else 1 + ranked.index(step),
+                ranking.ranks.get(entry.name, "-"),
                 f"[{escape(entry.name)}]({entry.name}/)",
                 step if step is not None else f"not in {at.step}" if at else "-",
                 number(summary.mean_val_loss, ".5f"),
                 summary.n,
                 number(summary.statistic, ".5f"),
                 number(at.p if at else None, ".1g"),
-                number(summary.first_crossing_step, ".1f"),
+                with_interval(ranking.steps.get(entry.name)),
                 number(summary.ms_per_step, ".1f"),
                 escape(entry.optimizer),
                 escape(seed_ranges(summary.seeds)),
@@ -149,12 +165,26 @@ def entries_table(entries: Sequence[Standing]) -> str:
             )
         )
     notes = (
-        "Mean crossing: where the runs' curves first meet the target, interpolated, averaged over the runs "
-        "(- where a run does not). ms/step belongs to the machine of the runs and ranks nothing."
+        "Rank: one more than the number of entries shown to be ahead. Entries of one rank cannot be told "
+        f"apart by these runs: of {ranking.pairs} pairs {ranking.decided} are decided, by paired t-tests of "
+        "the steps to the target on shared seeds (by the pairwise rule where none are shared), with Holm's "
+        f"correction for the number of pairs (at most {FAMILY:.0%} that any is decided wrongly).\n\n"
+        "Steps: the first at which rule 2 is met. Steps to the target: where a run's curve first meets it, "
+        "interpolated, or continued as steep as over its last tenth; mean over the runs and 95% t-interval. "
+        "ms/step belongs to the machine of the runs and ranks nothing."
     )
     if any(e.summary.first_significant_step is None for e in entries):
         notes += " An entry without a rank does not show the target; its loss is the last common step's."
     return table(header, rows, right=(0, 2, 3, 4, 5, 6, 7, 8)) + f"\n{notes}\n"
+
+
+def with_interval(test: TTest | None) -> str:
+    """Such as: 360.0 (352.1 to 367.9)."""
+    if test is None:
+        return "-"
+    if test.low is None:
+        return f"{test.mean:.1f}"
+    return f"{test.mean:.1f} ({test.low:.1f} to {test.high:.1f})"
 
 
 def recipes_table(recipes: dict[str, dict]) -> str:
