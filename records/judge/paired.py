@@ -168,3 +168,10 @@ def sequential_level(seeds: int, alpha: float = ALPHA) -> float:
         deviation = np.sqrt(((draws**2).cumsum(axis=1) - n * mean**2) / (n - 1))
         p = 2 * stdtr(n - 1, -np.abs(mean) / deviation * np.sqrt(n))
     return float(np.quantile(p[:, FIRST_LOOK - 1 :].min(axis=1), alpha))
+
+
+def decides(differences: Sequence[float] | np.ndarray, planned: int) -> bool:
+    """Whether a comparison of `planned` seeds stops at these first ones, decided."""
+    values, n = np.asarray(differences, dtype=float), len(differences)
+    level = sequential_level(planned)
+    return n >= FIRST_LOOK and p_value(float(values.mean()), float(values.std(ddof=1)), n) < level
