@@ -18,7 +18,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 import tomllib
@@ -33,17 +32,11 @@ from matplotlib.ticker import LogLocator, NullLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
-from records.judge.logs import read_entry
 from records.publish.pictures import COLOURS, STYLE
-from records.run.recipe import merge, parse_change, recipe_files, toml_lines
+from records.run.recipe import merge, parse_change, toml_lines
+from records.trial import COMMAND, ROOT, TuneError, find_recipe, train
 
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND = (str(ROOT / "run.sh"),)
 SPREAD_TRIALS = 6  # the recipe and five points spread over the ranges
-
-
-class TuneError(RecordError):
-    """The search cannot start or go on: what was expected, what was found, what to do."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +98,6 @@ class Search:
             "seeds": self.seeds,
             "arguments": shlex.join(self.arguments),
         }
-
-
-def find_recipe(source: str) -> Path:
-    """The file of a shipped recipe or entry, or the file of that path. Raises TuneError."""
-    folders = [path for path in sorted((ROOT / "records").iterdir()) if path.is_dir()]
-    found = [files[source] for folder in folders if source in (files := recipe_files(folder))]
-    if len(found) > 1:
-        raise TuneError(f"several recipes are called {source}, name one: {', '.join(map(str, found))}.")
-    path = found[0] if found else Path(source).resolve()
-    if not path.is_file():
-        raise TuneError(f"no recipe {source!r}; `./run.sh --recipes` lists them. A file's path works too.")
-    return path
 
 
 def look_up(recipe: dict, key: str) -> object:
@@ -208,38 +189,6 @@ def settings(params: dict[str, float]) -> dict[str, float]:
     return {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in params.items()}
 
 
-def run_trial(search: Search, number: int, values: dict[str, float]) -> float:
-    """Train with the values; the mean final validation loss, infinite where a run diverged.
-
-    Raises TuneError where the run did not start or was killed, which says nothing about the values.
-    """
-    folder = search.folder / f"trial-{number:03d}"
-    folder.mkdir(exist_ok=True)
-    changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    options = ["--seeds", search.seeds, "--validate-ends", "--out", folder]
-    command = [*search.command, "--recipe", search.recipe, *changes, *options]
-    with open(folder / "console.out", "wb") as console:
-        process = subprocess.Popen(
-            [*command, *search.arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    runs = read_entry(folder).runs if list(folder.glob("*.txt")) else ()
-    last = [run.validations[-1] for run in runs]
-    unfinished = [run for run, end in zip(runs, last, strict=True) if end.step < run.total_steps]
-    if not runs or code < 0 or (unfinished and code == 0):
-        told = (folder / "console.out").read_text(errors="replace").strip().splitlines() or ["nothing"]
-        raise TuneError(
-            f"trial {number}: exit code {code} without a result; {folder}/console.out says: {told[-1]}"
-        )
-    mean = sum(end.val_loss for end in last) / len(last)
-    return mean if code == 0 and math.isfinite(mean) else math.inf
-
-
 def tune(search: Search, trials: int) -> optuna.Study:
     """Run trials until the study has as many, counting those that other processes are running now."""
     study = open_study(search)
@@ -256,7 +205,8 @@ def tune(search: Search, trials: int) -> optuna.Study:
         trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
         values, start = settings(trial.params), time.monotonic()
         try:
-            loss = run_trial(search, trial.number, values)
+            folder = search.folder / f"trial-{trial.number:03d}"
+            loss = train(search.command, search.recipe, values, search.seeds, folder, search.arguments)
         except BaseException:
             study.tell(trial, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)  # not spent: the next process runs it

@@ -6,7 +6,7 @@ import pytest
 from records.__main__ import main
 from records.publish import leaderboard
 from records.publish.entry_page import EntryError, seed_ranges
-from records.publish.leaderboard import step_function_names, track_pages
+from records.publish.leaderboard import track_pages
 from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
 
@@ -168,12 +168,3 @@ def test_another_target_changes_the_figure_too(records):
 def test_seeds_are_told_as_ranges():
     assert seed_ranges([3, 0, 1, 2, 7]) == "0-3, 7"
     assert seed_ranges([0, None, None]) == "0, 2 unknown"
-
-
-def test_names_of_step_functions_are_read_from_the_source(tmp_path):
-    source = tmp_path / "steps.py"
-    source.write_text("STEPS = {step.__name__: step for step in (adamw, muon)}")
-    assert step_function_names(source) == {"adamw", "muon"}
-    source.write_text("STEPS = {'adamw': f, 'nora': g}")
-    assert step_function_names(source) == {"adamw", "nora"}
-    assert "muon" in step_function_names()
