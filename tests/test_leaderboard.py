@@ -61,6 +61,13 @@ def test_entries_are_ranked_by_steps_and_those_that_show_nothing_come_last(recor
     assert int(table[0][2]) < int(table[1][2]) and table[2][2] == "not in 200"
 
 
+def test_an_entry_of_another_track_has_no_place_here(records):
+    add_entry(records, "astray", track="mars")
+    with pytest.raises(EntryError, match="astray: expected logs of track nano, found mars; move the entry"):
+        track_pages(NANO, records)
+    assert main(["leaderboard", "--track", "mars"]) == 2
+
+
 def test_equal_steps_share_a_rank(records):
     for name in ("one", "two"):
         add_entry(records, name)
@@ -83,7 +90,7 @@ def test_a_recipe_without_runs_is_listed_until_an_entry_has_run_it(records):
     assert listed == ["| [later](later.toml)", "| [muon](muon.toml)"]
     add_entry(records, "run")
     (later,) = rows(readme(records), "## Recipes")
-    assert later == ["| [later](later.toml)", "not_here (no such step function here yet)", r"a \| b |"]
+    assert later == ["| [later](later.toml)", "not_here", r"a \| b |"]
 
 
 def test_published_results_stand_apart_with_the_recipes_that_are_here(records):

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import ndtr
 
-from records.judge.compare import SLOPES, left_hand_side, side
+from records.judge.compare import left_hand_side, side
 from records.judge.paired import TTest, compare_paired, t_test
 from records.judge.statistics import Summary, steps_to_target
 from records.judge.tracks import DEFAULT
@@ -62,7 +62,7 @@ def pair_test(first: Summary, second: Summary, track: Track) -> tuple[float, flo
     paired = compare_paired(first, second, track.name) if track.name != DEFAULT else None
     if paired and paired.test.p is not None:
         return paired.test.p, paired.test.mean
-    left = left_hand_side(side(first, track), side(second, track), SLOPES[track.name])
+    left = left_hand_side(side(first, track), side(second, track), track.slope / 100)
     return float(2 * ndtr(-abs(left) / track.sigma)), left
 
 

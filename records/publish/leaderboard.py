@@ -29,7 +29,8 @@ from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
 from records.publish.pictures import Place, Result, leaderboard_picture
 from records.publish.prediction import pairings, prediction_picture, prediction_text
 from records.publish.recipe_table import disagreements
-from records.run.track import RECORDS, Track, shipped_tracks
+from records.run.recipe import shipped_recipes
+from records.run.track import RECORDS, Track, TrackError, shipped_tracks
 
 PULL_REQUEST = "https://github.com/KellerJordan/modded-nanogpt/pull/{}"
 CURVES = 10  # drawn near the target: the first of the ranking
@@ -39,13 +40,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "leaderboard", help="make the pages of tracks and entries from the logs, or check them"
     )
-    parser.add_argument("--track", choices=list(shipped_tracks()), help="only this track (default: all)")
+    parser.add_argument("--track", metavar="NAME", help="only this track (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
     parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
     tracks = shipped_tracks()
+    if args.track and args.track not in tracks:
+        raise TrackError(f"--track {args.track}: expected {' or '.join(tracks)}; others have no leaderboard")
     pages = [page for name in ([args.track] if args.track else tracks) for page in track_pages(tracks[name])]
     if not args.check:
         for page in pages:
