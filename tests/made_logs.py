@@ -39,7 +39,7 @@ def script(toml: str, *arguments: str) -> str:
     own = {key: chosen.pop(key) for key in ("name", "track", "train_steps")}
     recipe = Recipe(**own, **tables, facts=chosen)
     track = TRACKS.get(recipe.track, TRACKS["nano"])
-    values = {"RECIPE": literal(recipe), "TRACKS": literal({recipe.track: track}), "STEPS": "{'muon': muon}"}
+    values = {"RECIPE": literal(recipe), "TRACKS": literal({recipe.track: track})}
     return flatten(ROOT, ["muon"], values, list(arguments)).rstrip("\n")
 
 
