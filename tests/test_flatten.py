@@ -14,6 +14,7 @@ import train_gpt
 from optimizers import STEPS
 from records.judge.script_rules import foreign_imports
 from records.run.flatten import check_script, defined, flatten, source
+from records.run.track import read_track
 from train_gpt import load_recipe, parse_arguments, script_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def project(folder: Path, trainer: str, modules: dict[str, str] | None = None) -
 
 def nano_script(recipe: str, *options: str) -> str:
     args = parse_arguments(["--track", "nano", "--recipe", recipe, *options])
-    return script_of(load_recipe(recipe, (), "nano"), args)
+    return script_of(load_recipe(recipe, (), read_track("nano")), args)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ def test_a_script_defines_what_it_uses_and_imports_nothing_else(recipe: str, tmp
 
 
 def test_all_step_functions_fit_into_one_script() -> None:
-    values = {name: name for name in ("RECIPE", "TRACKS")}
+    values = {"RECIPE": "RECIPE"}
     script = source(ROOT, ["replay", *STEPS], values)
     assert set(STEPS) <= defined(script)
     check_script(script)
@@ -63,10 +64,8 @@ def test_neither_readers_nor_other_methods_are_in_a_script() -> None:
 def test_the_recipe_and_the_track_are_values(nano_data: Path) -> None:
     space: dict = {"Recipe": train_gpt.Recipe, "Track": train_gpt.Track}
     end = ast.parse(nano_script("ema_nesterov").partition("# The run\n")[2])
-    for node in end.body[:2]:
-        exec(ast.unparse(node), space)  # noqa: S102 (made here)
-    assert space["RECIPE"] == load_recipe("ema_nesterov", (), "nano")
-    assert space["TRACKS"] == {"nano": train_gpt.TRACKS["nano"]}
+    exec(ast.unparse(end.body[0]), space)  # noqa: S102 (made here)
+    assert space["RECIPE"] == load_recipe("ema_nesterov", (), read_track("nano"))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import train_gpt
 from data.shards import ShardError, write_shard
 from records.judge.logs import read_log
-from train_gpt import GPT, STEPS, TRACKS, RunError, World
+from train_gpt import GPT, STEPS, RunError, World
 
 ROOT = Path(train_gpt.__file__).parent
 ALONE = World(0, 1, torch.device("cpu"))
@@ -79,7 +79,7 @@ def test_blocks_follow_the_benchmarks_order(lengths, batch, steps):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_ranks_share_each_block_in_order(small_track, size):
-    track = TRACKS["nano"]
+    track = train_gpt.shipped_tracks()["nano"]
     shards = train_gpt.open_data(small_track, recipe(steps=1))[0]
     blocks = train_gpt.plan_blocks([len(shard) for shard in shards], track.batch_tokens, 40)
     ranks = [World(rank, size, torch.device("cpu")) for rank in range(size)]
@@ -95,7 +95,7 @@ def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
     write_shard(
         small_track / "nano" / "nano_train_000001.bin", np.r_[np.zeros(1500, int), 300, np.zeros(2000, int)]
     )
-    track = TRACKS["nano"]
+    track = train_gpt.shipped_tracks()["nano"]
     shard = train_gpt.open_data(small_track, recipe(steps=1))[0][0]
     with pytest.raises(ShardError, match=r"nano_train_000001.bin: token 300 at 1,500, expected below 256"):
         train_gpt.read_block(shard, 1024, track, ALONE)
@@ -106,7 +106,7 @@ def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
 
 def recipe(text: str = "", steps: int = 100) -> train_gpt.Recipe:
     head = f'track = "nano"\ntrain_steps = {steps}\n[matrix]\nstep = "muon"\n'
-    return train_gpt.parse_recipe(head + text, "made", TRACKS, STEPS)
+    return train_gpt.parse_recipe(head + text, "made", train_gpt.shipped_tracks(), STEPS)
 
 
 def rates(made: train_gpt.Recipe, step: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from records.judge.statistics import threshold
-from records.judge.tracks import DEFAULT, Track, read_tracks
+from records.judge.tracks import DEFAULT
 from records.publish.entry_page import (
     Standing,
     entry_page,
@@ -28,8 +28,8 @@ from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
 from records.publish.pictures import Result, leaderboard_picture
 from records.publish.prediction import pairings, prediction_picture, prediction_text
 from records.publish.recipe_table import disagreements
+from records.run.track import RECORDS, Track, shipped_tracks
 
-RECORDS = Path(__file__).resolve().parents[1]
 STEP_FUNCTIONS = RECORDS.parent / "optimizers" / "__init__.py"
 PULL_REQUEST = "https://github.com/KellerJordan/modded-nanogpt/pull/{}"
 CURVES = 10  # drawn near the target: the first of the ranking
@@ -39,13 +39,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "leaderboard", help="make the pages of tracks and entries from the logs, or check them"
     )
-    parser.add_argument("--track", choices=list(read_tracks()), help="only this track (default: all)")
+    parser.add_argument("--track", choices=list(shipped_tracks()), help="only this track (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
     parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    tracks = read_tracks()
+    tracks = shipped_tracks()
     pages = [page for name in ([args.track] if args.track else tracks) for page in track_pages(tracks[name])]
     if not args.check:
         for page in pages:

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from scipy import stats
 
-from records.judge.compare import RESAMPLES, Interval, Side, compare, mean_crossing, published_side, side
-from records.judge.tracks import Track
+from records.judge.compare import RESAMPLES, Interval, Side, compare, published_side, side
+from records.judge.statistics import crossings, curves_of
 from records.publish.entry_page import Standing
 from records.publish.pages import escape, table
 from records.publish.pictures import COLOURS, Picture
+from records.run.track import Track
 
 CLOSE = 1.15  # times the fewest published steps: among these an order is hard to tell, and worth the most
 
@@ -65,12 +66,11 @@ def pairings(entries: Sequence[Standing], track: Track, published: Sequence[dict
 def pairing(entry: Standing, track: Track) -> Pairing:
     """One entry beside its published result; the generator's seed is the result's number."""
     summary, number = entry.summary, entry.recipe["published"]
-    steps = [at.step for at in summary.steps]
-    losses = np.array([[run.curve[step] for step in steps] for run in summary.runs])
+    steps, losses = curves_of(summary.runs)
     chosen = np.random.default_rng(number).integers(len(losses), size=(RESAMPLES, len(losses)))
-    crossings = mean_crossing(steps, losses[chosen].mean(axis=1), track.target)
-    at = float(mean_crossing(steps, losses.mean(axis=0), track.target))
-    return Pairing(number, entry.name, side(summary, track), published_side(str(number)), at, crossings)
+    resampled = crossings(steps, losses[chosen].mean(axis=1), track.target)
+    at = float(crossings(steps, losses.mean(axis=0), track.target))
+    return Pairing(number, entry.name, side(summary, track), published_side(str(number)), at, resampled)
 
 
 def rank_agreement(paired: Sequence[Pairing]) -> dict[str, Interval]:
