@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
+from optimizers.stage import named_step
 from records.run.flatten import flatten, literal
 from records.run.recipe import (
     COOLDOWN,
@@ -653,9 +654,11 @@ def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
     """The script that repeats the run: what it uses of this project, its recipe and track as values."""
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     asked += ["--compile"] if args.compile else []
-    steps = f"{{{', '.join(f'{step!r}: {step}' for step in recipe.step_names())}}}"
-    values = {"RECIPE": literal(recipe), "STEPS": steps}
-    return flatten(ROOT, recipe.step_names(), values, ["--seeds", args.seeds or "0", *asked])
+    rows = [named_step(name).row for name in recipe.step_names()]
+    methods = {row.name.partition("(")[0] for row in rows}
+    stages = {stage.function.__name__ for row in rows for stage in row.stages}
+    arguments = ["--seeds", args.seeds or "0", *asked]
+    return flatten(ROOT, sorted(methods | stages), {"RECIPE": literal(recipe)}, arguments)
 
 
 def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict) -> None:

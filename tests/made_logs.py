@@ -38,7 +38,7 @@ def script(toml: str, *arguments: str) -> str:
     own = {key: chosen.pop(key) for key in ("name", "track", "train_steps")}
     track = shipped_tracks().get(own["track"], NANO)
     recipe = Recipe(**own | tables | {"track": track}, facts=chosen)
-    values = {"RECIPE": literal(recipe), "STEPS": "{'muon': muon}"}
+    values = {"RECIPE": literal(recipe)}
     return flatten(ROOT, ["muon"], values, list(arguments)).rstrip("\n")
 
 

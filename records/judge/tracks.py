@@ -1,11 +1,14 @@
 """The track that an entry is judged by: a shipped one, or the one that its logs' scripts hold."""
 
 import ast
+from collections.abc import Iterator
+from dataclasses import asdict
 
 from records.judge.logs import Entry
 from records.judge.script_rules import definitions, parse
 from records.run.track import Track, TrackError, shipped_tracks, track_of
 
+FREE = ("fetch", "shards", "shard_tokens", "sigma", "slope", "recipe", "aux")  # not what is trained
 DEFAULT = "fineweb"  # of a log that names no track: what was published before logs named one
 
 
@@ -44,7 +47,12 @@ def embedded_track(script: str, name: str) -> dict[str, object]:
     TRACKS = {"name": Track(key=literal, ...)}, of a model whose MLP was four times as wide.
     """
     tree = parse(script)
-    known = {} if isinstance(tree, str) else definitions(tree)
+    return {} if isinstance(tree, str) else track_in(tree, name)
+
+
+def track_in(tree: ast.Module, name: str) -> dict[str, object]:
+    """`embedded_track` of a script's syntax tree."""
+    known = definitions(tree)
     recipe, table = (getattr(known.get(key), "value", None) for key in ("RECIPE", "TRACKS"))
     facts: dict[str, object] = {}
     if isinstance(recipe, ast.Call):
@@ -73,3 +81,15 @@ def track_name(entry: Entry) -> str:
         told = f"expected logs of one track, found {', '.join(sorted(names))}; part them"
         raise TrackError(f"{entry.path}: {told}")
     return names.pop()
+
+
+def changed_track(tree: ast.Module, track: Track) -> Iterator[str]:
+    """What of the track a script holds otherwise than this checkout, of what the rules fix."""
+    held, ours = track_in(tree, track.name), asdict(track)
+    if not held:
+        yield f"cannot be verified: the script holds no track {track.name} that can be read"
+        return
+    other = [key for key in ours if key not in FREE and held.get(key, "nothing") != ours[key]]
+    if other:
+        told = (f"{key} is {held.get(key, 'nothing')!r}, here {ours[key]!r}" for key in other)
+        yield f"changed against this checkout: track {track.name}, {', '.join(told)}"

@@ -120,13 +120,12 @@ def log_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def effective_recipe(log: Log) -> str:
-    """The TOML text that a log's script assigns to RECIPE; the script is parsed, never run."""
-    tree = script_rules.parse(log.script or "")
-    node = None if isinstance(tree, str) else script_rules.definitions(tree).get("RECIPE")
-    text = getattr(getattr(node, "value", None), "value", None)
-    if not embedded_recipe(log) or not isinstance(text, str):
-        raise EntryError(f"{log.path.name}: expected a script with RECIPE = '''...''' (TOML), found none")
-    return text.strip() + "\n"
+    """The effective recipe that a log's script holds, as TOML."""
+    if not embedded_recipe(log):
+        raise EntryError(
+            f"{log.path.name}: expected a script with RECIPE = Recipe(...), found none that can be read"
+        )
+    return f"{script_rules.embedded_recipe(log.script or '')}".strip() + "\n"
 
 
 def agree(recipe: str, effective: str, home: Path) -> None:

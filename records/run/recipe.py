@@ -18,14 +18,8 @@ from typing import Any, Protocol
 from records.run.track import RECORDS, Track
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
-STAGE_KINDS = (
-    "memory",
-    "precondition",
-    "direction",
-    "normalise",
-    "scale",
-    "land",
-)  # a recipe may exchange them
+# A recipe may exchange these.
+STAGE_KINDS = ("memory", "precondition", "direction", "normalise", "scale", "land")
 COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
     "cooldown_frac": 0.7,
     "cooldown_steps": None,
