@@ -17,9 +17,9 @@ from records.judge.paired import (
     FIRST_LOOK,
     PairedComparison,
     p_value,
-    t_test,
     seeds_needed,
     sequential_level,
+    t_test,
 )
 
 FACTS = ("device: a processor", "threads: 1", "compiled: True", "micro_batch: 16")
