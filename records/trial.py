@@ -43,10 +43,10 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     changed = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    options = ["--seeds", seeds, "--validate-ends", "--out", folder]
+    options = ["--seeds", seeds, "--validate-ends", "--out", str(folder)]
     with open(folder / "console.out", "wb") as console:
         process = subprocess.Popen(
-            [*command, "--recipe", recipe, *changed, *options, *arguments],
+            [*command, "--recipe", str(recipe), *changed, *options, *arguments],
             stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:

@@ -74,6 +74,30 @@ def test_equal_steps_share_a_rank(records):
     assert [row[0] for row in rows(readme(records), "## Entries")] == ["| 1", "| 1"]
 
 
+def test_entries_that_cannot_be_told_apart_share_a_rank_whatever_their_steps(records):
+    add_entry(records, "fast")
+    write_log(add_entry(records, "later") / "a.txt", seeds=(3, 1, 0, 2), offset=0.5 * NANO.sigma)
+    first, second = rows(readme(records), "## Entries")
+    assert int(first[2]) < int(second[2]) and first[0] == second[0] == "| 1"
+
+
+def test_the_page_says_how_many_pairs_are_decided(records):
+    for name, offset in (("a", 0.0), ("b", 0.0), ("c", 0.8 * NANO.sigma), ("misses", 9 * NANO.sigma)):
+        add_entry(records, name, offset=offset)
+    assert "of 3 pairs 2 are decided" in readme(records)
+
+
+def test_a_track_without_published_results_shows_places_in_place_of_dates(records):
+    add_entry(records, "fast")
+    (data,) = [
+        page.pictures["figure.svg"].data for page in track_pages(NANO, records) if page.folder.name == "nano"
+    ]
+    assert not data[0] and [place["name"] for place in data[3]] == ["fast"]
+    (records / "nano" / "published.json").write_text(json.dumps(PUBLISHED))
+    results = track_pages(NANO, records)[-1].pictures["figure.svg"].data[0]
+    assert [(r["name"], r["own"]) for r in results][1:] == [("NorMuon", False), ("fast", True)]
+
+
 def test_numbers_are_those_of_the_logs(records):
     add_entry(records, "fast")
     (row,) = rows(readme(records), "## Entries")

@@ -96,9 +96,9 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
     ranking = rank([e.summary for e in entries], track)
     entries = sorted(entries, key=lambda e: ranking.ranks.get(e.name, len(entries) + 1))
     places = [
-        Place(e.name, ranking.ranks[e.name], t.mean, t.low, t.high)
+        Place(e.name, ranking.ranks[e.name], test.mean, test.low, test.high)
         for e in entries
-        if (t := ranking.steps.get(e.name))
+        if not history and (test := ranking.steps.get(e.name))
     ]
     curves = [curve for e in entries[:CURVES] if (curve := mean_curve(e.name, e.summary)).steps]
     parts = [

@@ -120,14 +120,14 @@ def curves_picture(curves: Sequence[Curve], target: float) -> Picture:
 def leaderboard_picture(
     results: Sequence[Result], curves: Sequence[Curve], target: float, places: Sequence[Place] = ()
 ) -> Picture:
-    """The record over time from `results`, or without any the `places`; beside it `curves` near the target.
+    """The record over time from `results`, or the `places` of entries; beside it `curves` near the target.
 
     Raises ValueError where there is nothing to draw.
     """
     panels: list[tuple[Callable[..., None], tuple]] = []
     if results:
         panels.append((draw_history, (results,)))
-    elif places:
+    if places:
         panels.append((draw_places, (places,)))
     if curves:
         panels.append((draw_near_target, (curves, target)))
@@ -141,9 +141,14 @@ def leaderboard_picture(
         if curves:
             add_legend(figure, row[-1])
 
-    data = [[asdict(shown) for shown in part] for part in (results, places, curves)] + [target]
-    rows = 0 if results else len(places)
-    return Picture(data, draw, width=9.5 if len(panels) == 2 else 6.5, height=max(4.2, 1.7 + 0.17 * rows))
+    data = [
+        [asdict(result) for result in results],
+        [asdict(curve) for curve in curves],
+        target,
+        [asdict(place) for place in places],
+    ]
+    height = max(4.2, 1.7 + 0.17 * len(places))
+    return Picture(data, draw, width=6.5 if len(panels) == 1 else 9.5, height=height)
 
 
 def draw_places(axes: Axes, places: Sequence[Place]) -> None:
