@@ -39,6 +39,7 @@ from records import RecordError
 from records.publish.pictures import COLOURS, STYLE
 from records.run.recipe import RecipeError, merge, parse_change, toml_lines
 from records.trial import COMMAND, ROOT, TuneError, find_recipe, train
+from records.tune_paired import compare_candidate
 
 SPREAD_TRIALS = 6  # the recipe and five points spread over the ranges
 

@@ -13,9 +13,9 @@ from records.judge.logs import read_entry
 from records.judge.paired import compare_paired
 from records.judge.ranking import holm, pair_test, rank
 from records.judge.statistics import Summary, summarize_entry
-from records.judge.tracks import read_tracks
+from records.run.track import shipped_tracks
 
-NANO, FINEWEB = (read_tracks()[name] for name in ("nano", "fineweb"))
+NANO, FINEWEB = (shipped_tracks()[name] for name in ("nano", "fineweb"))
 STEPS = (0, 100, *range(180, 231, 5))
 P_VALUES = st.lists(st.floats(0, 1), max_size=40)
 

@@ -142,7 +142,7 @@ def doubts(first: Summary, second: Summary, track: str) -> list[str]:
         if there and here != there:
             found.append(
                 f"{what} differs, {' or '.join(here)} against {' or '.join(there)}: "
-                "the seeds have less in common, so the pairing gains less"
+                "the seeds may have less in common, then the pairing gains less"
             )
     planned = [sorted({run.total_steps for run in side.runs}) for side in (first, second)]
     if planned[0] != planned[1]:
