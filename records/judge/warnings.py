@@ -5,8 +5,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import takewhile
+from operator import itemgetter
+from typing import TypeVar
 
 from records.judge.logs import Entry, Log, Run
+from records.run.recipe import dotted
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 NAMES = 6  # files named in one warning; the others are counted
 CONDITIONS = (
@@ -35,8 +41,8 @@ def script_digest(log: Log) -> str | None:
 
 def settings(log: Log) -> dict[str, object]:
     """The effective recipe with dotted keys, or what `Using key=value` facts say; never the seed."""
-    stated = dict(match.groups() for fact in log.facts if (match := _SETTING.fullmatch(fact)))
-    return _dotted(log.recipe) or {key: value for key, value in stated.items() if key != "seed"}
+    stated = [match for fact in log.facts if (match := _SETTING.fullmatch(fact))]
+    return dotted(log.recipe) or {match[1]: match[2] for match in stated if match[1] != "seed"}
 
 
 def conditions(entry: Entry) -> dict[str, tuple[str, ...]]:
@@ -65,9 +71,10 @@ def different_recipes(entry: Entry) -> Iterator[str]:
     logs = _logs(entry)
     said = [settings(log) for log in logs]
     for key in sorted({key for one in said for key in one}):
-        groups = _groups(range(len(logs)), lambda i, key=key: repr(said[i].get(key, "nothing")))
+        stated = [(repr(one.get(key, "nothing")), log) for one, log in zip(said, logs, strict=True)]
+        groups = _groups(stated, itemgetter(0))
         if len(groups) > 1:
-            told = (f"{value[:60]} in {_files(logs[i] for i in group)}" for value, group in groups.items())
+            told = (f"{value[:60]} in {_files(log for _, log in group)}" for value, group in groups.items())
             yield f"different recipes, {key}: {'; '.join(told)}"
 
 
@@ -103,10 +110,10 @@ def seeds_missing(entry: Entry) -> Iterator[str]:
         yield f"no seed is stated for {_runs(entry, unknown)}"
     if seeds and (gaps := _gaps(seeds)):
         files = _files(log for log in entry.logs if any(run.seed is not None for run in log.runs))
-        yield f"seeds missing from the sequence {_ranges(seeds)}: {_ranges(gaps)} ({files})"
+        yield f"seeds missing from the sequence {_listed(ranges(seeds))}: {_listed(ranges(gaps))} ({files})"
     for log in entry.logs:
         if not_run := sorted(planned_seeds(log) - {run.seed for run in log.runs}):
-            yield f"planned seeds that were not run: {_ranges(not_run)} in {log.path.name}"
+            yield f"planned seeds that were not run: {_listed(ranges(not_run))} in {log.path.name}"
     for seed, group in _groups(
         (run for run in entry.runs if run.seed is not None), lambda run: run.seed
     ).items():
@@ -116,10 +123,10 @@ def seeds_missing(entry: Entry) -> Iterator[str]:
 
 def seeds_begin_late(entry: Entry) -> Iterator[str]:
     """One run with a seed of its own is what a hand-picked run looks like."""
-    seeded = [run for run in entry.runs if run.seed is not None]
-    first = min(seeded, key=lambda run: run.seed, default=None)
-    if first and first.seed > 1:
-        yield f"the seeds begin at {first.seed}, not at 0 or 1: {_runs(entry, [first])}"
+    seeded = [(run.seed, run) for run in entry.runs if run.seed is not None]
+    seed, first = min(seeded, key=lambda pair: pair[0], default=(0, None))
+    if first and seed > 1:
+        yield f"the seeds begin at {seed}, not at 0 or 1: {_runs(entry, [first])}"
 
 
 def runs_that_end_early(entry: Entry) -> Iterator[str]:
@@ -189,37 +196,30 @@ def _logs(entry: Entry) -> list[Log]:
     return [log for log in entry.logs if log.runs]
 
 
-def _groups(items: Iterable, key: Callable[..., Hashable]) -> dict[Hashable, list]:
-    groups = defaultdict(list)
+def _groups(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    groups: dict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
 
 
-def _dotted(table: dict, path: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in table.items():
-        flat |= _dotted(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
-    return flat
-
-
 def _gaps(seeds: list[int]) -> list[int]:
     """The numbers missing between the first and the last; the first of them where they are very many."""
-    gaps = []
+    gaps: list[int] = []
     for before, after in zip(seeds, seeds[1:], strict=False):
         gaps += range(before + 1, min(after, before + 1001))
     return gaps
 
 
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2, 5'."""
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """[0, 1, 2, 5] -> ["0-2", "5"]."""
     parts: list[list[int]] = []
-    for number in numbers:
+    for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:
             parts[-1][1] = number
         else:
             parts.append([number, number])
-    return _listed([str(a) if a == b else f"{a}-{b}" for a, b in parts])
+    return [str(a) if a == b else f"{a}-{b}" for a, b in parts]
 
 
 def _listed(items: list) -> str:

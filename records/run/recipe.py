@@ -135,6 +135,14 @@ def toml_lines(table: dict, path: str = "") -> Iterator[str]:
             yield from toml_lines(value, f"{path}{name[key]}.")
 
 
+def dotted(table: Mapping[str, object], path: str = "") -> dict[str, object]:
+    """The values of a table and of those inside it, by dotted key ("matrix.lr"); keys keep their order."""
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= dotted(value, f"{path}{key}.") if isinstance(value, Mapping) else {path + key: value}
+    return flat
+
+
 def recipe_files(folder: Path) -> dict[str, Path]:
     """Name -> file of the shipped recipes and the entries in a track's folder."""
     entries = {file.parent.name: file for file in sorted(folder.glob("*/recipe.toml"))}

@@ -55,11 +55,11 @@ def is_name(value: object) -> bool:
 
 def is_number(value: object, low: float, high: float = math.inf) -> bool:
     """Whether it is a number from `low` to below `high`; true and false are none."""
-    return type(value) in (int, float) and low <= value < high
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
 
 
 def is_whole(value: object, low: int) -> bool:
-    return type(value) is int and low <= value < 2**31
+    return isinstance(value, int) and is_number(value, low, 2**31)
 
 
 NAME: Kind = (is_name, "a name: letters, digits, '_', '-', '.', at most 100")
