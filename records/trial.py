@@ -7,7 +7,6 @@ from pathlib import Path
 
 from records import RecordError
 from records.judge.logs import Run, read_entry
-from records.run.recipe import recipe_files
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (str(ROOT / "run.sh"),)
@@ -15,18 +14,6 @@ COMMAND = (str(ROOT / "run.sh"),)
 
 class TuneError(RecordError):
     """The search cannot start or go on: what was expected, what was found, what to do."""
-
-
-def find_recipe(source: str) -> Path:
-    """The file of a shipped recipe or entry, or the file of that path. Raises TuneError."""
-    folders = [path for path in sorted((ROOT / "records").iterdir()) if path.is_dir()]
-    found = [files[source] for folder in folders if source in (files := recipe_files(folder))]
-    if len(found) > 1:
-        raise TuneError(f"several recipes are called {source}, name one: {', '.join(map(str, found))}.")
-    path = found[0] if found else Path(source).resolve()
-    if not path.is_file():
-        raise TuneError(f"no recipe {source!r}; `./run.sh --recipes` lists them. A file's path works too.")
-    return path
 
 
 def train(

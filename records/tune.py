@@ -37,8 +37,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
 from records.publish.pictures import COLOURS, STYLE
-from records.run.recipe import RecipeError, merge, parse_change, toml_lines
-from records.trial import COMMAND, ROOT, TuneError, find_recipe, train
+from records.run.recipe import RecipeError, find_recipe, merge, parse_change, toml_lines
+from records.run.track import read_track, shipped_tracks
+from records.trial import COMMAND, ROOT, TuneError, train
 from records.tune_paired import compare_candidate
 
 SPREAD_TRIALS = 6  # the recipe and five points spread over the ranges
@@ -325,6 +326,7 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a shipped recipe, an entry or a TOML file")
+    add("--track", metavar="NAME|FILE", help="the track (the recipe's)")
     add("--trials", type=int, metavar="N", help="trials of the whole study")
     add(
         "--param",
@@ -353,20 +355,21 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, QMC
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    arguments = tuple(argv[split + 1 :])
+    arguments = (*(["--track", options.track] if options.track else []), *argv[split + 1 :])
     try:
+        track = read_track(options.track).name if options.track else None
         if options.paired:
             home, seeds = options.out or ROOT / "logs" / "tune" / "paired", options.seeds or "1000-1011"
             compare_candidate(options.recipe, options.paired, options.set, seeds, home, command, arguments)
             return 0
-        path = find_recipe(options.recipe)
+        path = find_recipe(options.recipe, shipped_tracks(), track).resolve()
         recipe = tomllib.loads(path.read_text())
         name = path.parent.name if path.name == "recipe.toml" else path.stem
         search = Search(
             recipe=path,
             ranges=tuple(map(Range.parse, options.param)) or default_ranges(recipe),
             seeds=options.seeds or "1000",
-            folder=options.out or ROOT / "logs" / "tune" / f"{recipe.get('track')}-{name}",
+            folder=options.out or ROOT / "logs" / "tune" / f"{track or recipe.get('track')}-{name}",
             arguments=arguments,
             command=command,
         )

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from records.judge.paired import FIRST_LOOK, TTest, decides, sequential_level, t_test
-from records.run.recipe import merge, parse_change, parse_seeds, toml_lines
-from records.trial import TuneError, find_recipe, runs_in, train
+from records.run.recipe import find_recipe, merge, parse_change, parse_seeds, toml_lines
+from records.run.track import shipped_tracks
+from records.trial import TuneError, runs_in, train
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Contender:
 def contender(source: str, changes: Sequence[str], home: Path, arguments: Sequence[str]) -> Contender:
     """The recipe of that name or path. Its folder in `home` is named by all that its runs depend on.
 
-    Raises TuneError for an unknown recipe, RecipeError for a change that is none.
+    Raises RecipeError for an unknown recipe and for a change that is none.
     """
-    path = find_recipe(source)
+    path = find_recipe(source, shipped_tracks()).resolve()
     table = tomllib.loads(path.read_text())
     for change in changes:
         table = merge(table, parse_change(change))

@@ -46,6 +46,11 @@ def test_a_name_on_two_tracks_is_that_of_the_preferred_one():
         assert read_recipe("nora", TRACKS, STEPS, track=track).track.name == track
 
 
+def test_a_name_on_two_tracks_is_not_guessed():
+    with pytest.raises(RecipeError, match="several recipes are called nora; name one: .*fineweb/nora.toml, "):
+        read_recipe("nora", TRACKS, STEPS)
+
+
 def test_a_recipe_that_names_no_track_is_of_the_one_asked_for(tmp_path):
     (tmp_path / "mine.toml").write_text('train_steps = 5\n[matrix]\nstep = "muon"')
     told = [

@@ -154,6 +154,26 @@ def shipped_recipes(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml")) if file.name != "track.toml"}
 
 
+def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = None) -> Path:
+    """The file of a shipped recipe or entry of these tracks, that of `track` first; or the file of that path.
+
+    Raises RecipeError where there is none, or several that `track` does not decide between.
+    """
+    files = {name: recipe_files(RECORDS / name) for name in tracks}
+    found = [files[name][str(source)] for name in files if str(source) in files[name]]
+    if track in files and str(source) in files[track]:
+        found = [files[track][str(source)]]
+    if len(found) > 1:
+        raise RecipeError(f"several recipes are called {source}; name one: {', '.join(map(str, found))}.")
+    path = found[0] if found else Path(source)
+    if not path.is_file():
+        shipped = [name for recipes in files.values() for name in recipes]
+        near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
+        hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
+        raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
+    return path
+
+
 def list_recipes(tracks: Mapping[str, Track], steps: Mapping[str, Method]) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
@@ -178,13 +198,7 @@ def read_recipe(
     tracks, steps: what a recipe may name. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
-    order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
-    shipped = {name: file for t in order for name, file in recipe_files(RECORDS / t).items()}
-    path = shipped.get(str(source), Path(source))
-    if not path.is_file():
-        near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
-        hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
-        raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
+    path = find_recipe(source, tracks, track)
     name = path.parent.name if path.name == "recipe.toml" else path.stem
     return parse_recipe(path.read_text(), name, tracks, steps, changes, track)
 
