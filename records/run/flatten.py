@@ -94,19 +94,13 @@ def source(root: Path, roots: Iterable[str], given: Collection[str] = (), import
     attributes: set[str] = set()
     while True:  # until the kept code names no further method
         kept, used = reach(modules, starts, given, attributes)
-        named = {
-            name
-            for one in kept.values()
-            for piece in one
-            for name in attributes_named(piece.code(attributes))
-        }
+        codes = (piece.code(attributes) for pieces in kept.values() for piece in pieces)
+        named = set().union(*map(attributes_named, codes))
         if named <= attributes:
             break
         attributes |= named
-    sections = [
-        (modules[name].path, as_written(modules[name].pieces, kept[name], attributes)) for name in modules
-    ]
-    banners = [f"{RULE}\n# {path}\n\n{code}" for path, code in sections if code]
+    texts = {name: as_written(module.pieces, kept[name], attributes) for name, module in modules.items()}
+    banners = [f"{RULE}\n# {modules[name].path}\n\n{code}" for name, code in texts.items() if code]
     return "\n\n\n".join(part for part in (import_block({*used, *imports}), *banners) if part)
 
 
@@ -347,18 +341,17 @@ def leave_out(statement: ast.stmt, left: dict[int, str], lines: list[str], check
     `only_checks`. A block that has nothing else keeps a `pass`.
     """
     parts = [statement, *getattr(statement, "handlers", []), *getattr(statement, "cases", [])]
-    for block in (getattr(part, name, None) for part in parts for name in ("body", "orelse", "finalbody")):
-        out = [one for one in block or () if of_project(one) or (checks and only_checks(one))]
+    for block in (getattr(part, name, []) for part in parts for name in ("body", "orelse", "finalbody")):
+        out = [one for one in block if of_project(one) or (checks and only_checks(one))]
         for one in out:
             end = one.end_lineno or one.lineno
             end += one is block[0] and not lines[end].strip()  # and the blank line under the first
             for number in range(first_line(one, lines, 0), end):
-                del left[number]
+                left.pop(number, None)
         if out and len(out) == len(block):
             left[out[0].lineno - 1] = " " * out[0].col_offset + "pass"
-        for one in block or ():
-            if one not in out:
-                leave_out(one, left, lines, checks)
+        for one in (one for one in block if one not in out):
+            leave_out(one, left, lines, checks)
 
 
 def only_checks(node: ast.stmt) -> bool:
