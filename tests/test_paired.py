@@ -17,9 +17,9 @@ from records.judge.paired import (
     FIRST_LOOK,
     PairedComparison,
     p_value,
-    paired_test,
     seeds_needed,
     sequential_level,
+    t_test,
 )
 
 FACTS = ("device: a processor", "threads: 1", "compiled: True", "micro_batch: 16")
@@ -142,7 +142,7 @@ def test_json_names_the_paired_figures(tmp_path: Path, capsys: pytest.CaptureFix
 
 @given(DIFFERENCES)
 def test_the_test_is_students(differences: list[float]) -> None:
-    found = paired_test(differences)
+    found = t_test(differences)
     if np.std(differences) > 1e-6:
         known = stats.ttest_1samp(differences, 0)
         assert found.p == pytest.approx(known.pvalue, rel=1e-6, abs=1e-12)

@@ -25,7 +25,7 @@ from scipy import stats
 
 from records import RecordError
 from records.judge.logs import read_entry
-from records.judge.paired import PairedComparison, PairedTest, compare_paired
+from records.judge.paired import PairedComparison, TTest, compare_paired
 from records.judge.statistics import ROUNDING, Summary, common_steps, crossings, curves_of, threshold
 from records.judge.summarize import count, finite, summarize, table
 from records.judge.tracks import DEFAULT, entry_track
@@ -154,32 +154,26 @@ def compare(first: Side, second: Side, slope: float | None = None) -> Comparison
             f"{first.name} is of track {first.track.name}, {second.name} of {second.track.name}{same}: "
             "expected entries of one track, their losses cannot be compared"
         )
-    steps = second.step - first.step
-    if slope is None and steps and not first.track.slope:
+    if slope is None and first.step != second.step and not first.track.slope:
         raise RecordError(f"track {first.track.name} states no slope: expected one in its file, or --slope")
     slope = first.track.slope / 100 if slope is None else slope
     asked = threshold(first.track.sigma)
-
-    def gain(digits: int) -> float:
-        return round(second.mean, digits) - round(first.mean, digits) + steps * slope
-
-    deviation = math.sqrt(1 / first.n + 1 / second.n)
-    left = gain(12) / deviation
+    left = left_hand_side(first, second, slope)
     z = left / first.track.sigma
     decided = abs(left) >= asked - ROUNDING
     return Comparison(
         first=first,
         second=second,
         loss_difference=second.mean - first.mean,
-        step_difference=steps,
+        step_difference=second.step - first.step,
         slope=slope,
         left_hand_side=left,
-        rounded_left_hand_side=gain(4) / deviation,
+        rounded_left_hand_side=left_hand_side(first, second, slope, digits=4),
         threshold=asked,
         z=z,
         p=float(stats.norm.sf(abs(z))),
         verdict="not decided" if not decided else "better" if left > 0 else "worse",
-        runs_needed=runs_needed(gain(12), first.n, second.n, asked),
+        runs_needed=runs_needed(left * math.sqrt(1 / first.n + 1 / second.n), first.n, second.n, asked),
         **bootstrapped(first.summary, second.summary),
         paired=(
             compare_paired(first.summary, second.summary, first.track.name)
@@ -187,6 +181,12 @@ def compare(first: Side, second: Side, slope: float | None = None) -> Comparison
             else None
         ),
     )
+
+
+def left_hand_side(first: Side, second: Side, slope: float, digits: int = 12) -> float:
+    """Of the pairwise rule, from means rounded to so many digits; `slope` in loss per step."""
+    loss = round(second.mean, digits) - round(first.mean, digits)
+    return (loss + (second.step - first.step) * slope) / math.sqrt(1 / first.n + 1 / second.n)
 
 
 def runs_needed(gain: float, n1: int, n2: int, asked: float) -> tuple[int, int] | None:
@@ -332,7 +332,7 @@ def paired_as_text(paired: PairedComparison, second: str) -> Iterator[str]:
     yield from (f"    doubt: {doubt}" for doubt in paired.doubts)
 
 
-def test_in_words(test: PairedTest, places: str) -> str:
+def test_in_words(test: TTest, places: str) -> str:
     """Such as: 12.9 (95% from 6.6 to 19.1, p 0.00074, above zero for 11 of 12)."""
     if test.low is None:
         return f"{test.mean:{places}} (one seed has no spread: no interval)"

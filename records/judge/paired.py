@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from records.judge.statistics import ROUNDING, Summary, common_steps, steps_to_target
 from records.judge.tracks import DEFAULT
@@ -23,10 +23,10 @@ SEQUENCES = 200_000  # simulated for the level of its looks
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """Student's t-test of n differences by seed, two-sided. One difference has no interval and no p.
+class TTest:
+    """Student's t-test of n values against zero, two-sided. One value has no interval and no p.
 
-    `seeds_needed`: the fewest seeds with p < ALPHA at this mean and scatter; None where none would do.
+    `seeds_needed`: the fewest values with p < ALPHA at this mean and scatter; None where no number is.
     """
 
     n: int
@@ -34,7 +34,7 @@ class PairedTest:
     low: float | None  # 95%
     high: float | None
     p: float | None
-    positive: int  # differences above zero
+    positive: int  # values above zero
     seeds_needed: int | None
 
     @property
@@ -52,13 +52,13 @@ class PairedComparison:
 
     seeds: tuple[int, ...]
     step: int  # the last that all these runs share
-    loss: PairedTest  # validation loss at that step
-    steps: PairedTest | None  # to the target, interpolated in each run
+    loss: TTest  # validation loss at that step
+    steps: TTest | None  # to the target, interpolated in each run
     correlation: float | None
     doubts: tuple[str, ...]
 
     @property
-    def test(self) -> PairedTest:
+    def test(self) -> TTest:
         """What decides: steps to the target, which a track counts; else the loss."""
         return self.steps or self.loss
 
@@ -70,23 +70,23 @@ class PairedComparison:
         return "better" if self.test.mean > 0 else "worse"
 
 
-def paired_test(differences: Sequence[float] | np.ndarray) -> PairedTest:
-    """The t-test of n >= 1 finite differences. Where all are alike p is 0, or 1 if they are zero."""
-    values = np.asarray(differences, dtype=float)
+def t_test(values: Sequence[float] | np.ndarray) -> TTest:
+    """The t-test of n >= 1 finite values. Where all are alike p is 0, or 1 if they are zero."""
+    values = np.asarray(values, dtype=float)
     n, mean, positive = len(values), float(values.mean()), int((values > 0).sum())
     if n == 1:
-        return PairedTest(n, mean, None, None, None, positive, None)
+        return TTest(n, mean, None, None, None, positive, None)
     std = float(values.std(ddof=1))
-    margin = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    margin = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
     p, needed = p_value(mean, std, n), seeds_needed(mean, std)
-    return PairedTest(n, mean, mean - margin, mean + margin, p, positive, needed)
+    return TTest(n, mean, mean - margin, mean + margin, p, positive, needed)
 
 
 def p_value(mean: float, std: float, n: int) -> float:
     """Two-sided p of n differences of this mean and standard deviation."""
     if std < ROUNDING:
         return 0.0 if abs(mean) > ROUNDING else 1.0
-    return float(2 * stats.t.sf(abs(mean) / std * math.sqrt(n), n - 1))
+    return float(2 * stdtr(n - 1, -abs(mean) / std * math.sqrt(n)))
 
 
 def seeds_needed(mean: float, std: float, most: int = 1_000_000) -> int | None:
@@ -118,8 +118,8 @@ def compare_paired(first: Summary, second: Summary, track: str) -> PairedCompari
     return PairedComparison(
         seeds=tuple(seeds),
         step=step,
-        loss=paired_test(losses[1] - losses[0]),
-        steps=None if a is None or b is None else paired_test(b - a),
+        loss=t_test(losses[1] - losses[0]),
+        steps=None if a is None or b is None else t_test(b - a),
         correlation=float(np.corrcoef(losses)[0, 1]) if vary else None,
         doubts=tuple(doubts(first, second, track)),
     )
@@ -166,5 +166,12 @@ def sequential_level(seeds: int, alpha: float = ALPHA) -> float:
     mean = draws.cumsum(axis=1) / n
     with np.errstate(divide="ignore", invalid="ignore"):
         deviation = np.sqrt(((draws**2).cumsum(axis=1) - n * mean**2) / (n - 1))
-        p = 2 * stats.t.sf(np.abs(mean) / deviation * np.sqrt(n), n - 1)
+        p = 2 * stdtr(n - 1, -np.abs(mean) / deviation * np.sqrt(n))
     return float(np.quantile(p[:, FIRST_LOOK - 1 :].min(axis=1), alpha))
+
+
+def decides(differences: Sequence[float] | np.ndarray, planned: int) -> bool:
+    """Whether a comparison of `planned` seeds stops at these first ones, decided."""
+    values, n = np.asarray(differences, dtype=float), len(differences)
+    level = sequential_level(planned)
+    return n >= FIRST_LOOK and p_value(float(values.mean()), float(values.std(ddof=1)), n) < level

@@ -138,8 +138,12 @@ def toml_lines(table: dict, path: str = "") -> Iterator[str]:
 def recipe_files(folder: Path) -> dict[str, Path]:
     """Name -> file of the shipped recipes and the entries in a track's folder."""
     entries = {file.parent.name: file for file in sorted(folder.glob("*/recipe.toml"))}
-    shipped = {file.stem: file for file in sorted(folder.glob("*.toml")) if file.name != "track.toml"}
-    return shipped | entries
+    return shipped_recipes(folder) | entries
+
+
+def shipped_recipes(folder: Path) -> dict[str, Path]:
+    """Name -> file of the recipes in a track's folder."""
+    return {file.stem: file for file in sorted(folder.glob("*.toml")) if file.name != "track.toml"}
 
 
 def list_recipes(tracks: Mapping[str, Track], steps: Mapping[str, Method]) -> Iterator[str]:

@@ -58,8 +58,12 @@ def is_number(value: object, low: float, high: float = math.inf) -> bool:
     return type(value) in (int, float) and low <= value < high
 
 
+def is_whole(value: object, low: int) -> bool:
+    return type(value) is int and low <= value < 2**31
+
+
 NAME: Kind = (is_name, "a name: letters, digits, '_', '-', '.', at most 100")
-SIZE: Kind = (lambda value: type(value) is int and 0 < value < 2**31, "a whole number above 0")
+SIZE: Kind = (lambda value: is_whole(value, 1), "a whole number above 0")
 POSITIVE: Kind = (lambda value: is_number(value, 0) and value != 0, "a number above 0")
 FROM_ZERO: Kind = (lambda value: is_number(value, 0), "a number, 0 or above")
 KINDS: dict[str, Kind] = {
@@ -72,9 +76,14 @@ KINDS: dict[str, Kind] = {
     "aux": (lambda value: isinstance(value, dict), "a table [aux]"),
 }
 OPTIONAL: dict[str, Kind] = {  # those with a default in Track
-    "slope": POSITIVE,
-    "fetch": (lambda value: re.fullmatch(r"data\.\w+", str(value)) is not None, "a module such as data.nano"),
-    **dict.fromkeys(("shards", "shard_tokens"), SIZE),
+    "slope": FROM_ZERO,
+    "fetch": (
+        lambda value: value == "" or re.fullmatch(r"data\.\w+", str(value)) is not None,
+        "a module such as data.nano",
+    ),
+    **dict.fromkeys(
+        ("shards", "shard_tokens"), (lambda value: is_whole(value, 0), "a whole number, 0 or above")
+    ),
 }
 AUX: dict[str, Kind] = {
     **dict.fromkeys(("embed_lr", "head_lr", "scalar_lr", "weight_decay"), FROM_ZERO),
