@@ -205,17 +205,14 @@ def import_block(statements: Iterable[str]) -> str:
         lines.append(line)
     own = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
     own.sort(key=lambda line: not line.startswith("from __future__"))
-    return "\n\n".join(
-        "\n".join(block) for block in (own, [line for line in lines if line not in own]) if block
-    )
+    others = [line for line in lines if line not in own]
+    return "\n\n".join("\n".join(block) for block in (own, others) if block)
 
 
 def check_script(script: str) -> None:
     """Raises ValueError where the script would not run by itself or not stand at the head of a log."""
     if any(line.startswith("=") for line in script.splitlines()):
-        raise ValueError(
-            "a line of the script begins with '=', which ends the script in a log; write it another way"
-        )
+        raise ValueError("a line of the script begins with '=', which ends it in a log; write it another way")
     seen: set[str] = set()
     for node in ast.parse(script).body:
         names = defined(ast.unparse(node))
@@ -298,18 +295,14 @@ def note_imports(root: Path, module: Module, statement: ast.stmt) -> None:
     """Write down what a top-level statement imports, itself or inside."""
     for node in (node for node in ast.walk(statement) if isinstance(node, Import)):
         if of_project(node):
-            if (
-                not isinstance(node, ast.ImportFrom)
-                or node.level
-                or any(a.asname or a.name == "*" for a in node.names)
-            ):
+            plain = all(not alias.asname and alias.name != "*" for alias in node.names)
+            if not isinstance(node, ast.ImportFrom) or node.level or not plain:
                 found = f"{module.path}, line {node.lineno}: `{ast.unparse(node)}`"
                 raise ValueError(f"{found} cannot be flattened; write `from a.b import c`")
             of = str(node.module)
             module.project |= {alias.name: of for alias in node.names}
-            inside = [
-                f"{of}.{alias.name}" for alias in node.names
-            ]  # modules of a package, for what they register
+            # Of a package also modules can be imported, for what they register.
+            inside = [f"{of}.{alias.name}" for alias in node.names]
             needed = [of, *(name for name in inside if module_file(root, name).exists())]
             (module.needs if node is statement else module.asks).extend(needed)
         elif node is statement or is_for_types(statement):
@@ -374,7 +367,7 @@ def defined(code: str) -> frozenset[str]:
 
 
 def acts(node: ast.stmt) -> bool:
-    """Whether a statement does more than define names: a docstring, a registration, a switch of a library."""
+    """Whether a statement does more than define names, such as set a switch of a library."""
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         return any(isinstance(part, ast.Attribute | ast.Subscript) for t in targets for part in ast.walk(t))
