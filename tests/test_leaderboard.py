@@ -6,7 +6,7 @@ import pytest
 from records.__main__ import main
 from records.publish import leaderboard
 from records.publish.entry_page import EntryError, seed_ranges
-from records.publish.leaderboard import step_function_names, track_pages
+from records.publish.leaderboard import track_pages
 from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
 
@@ -61,6 +61,13 @@ def test_entries_are_ranked_by_steps_and_those_that_show_nothing_come_last(recor
     assert int(table[0][2]) < int(table[1][2]) and table[2][2] == "not in 200"
 
 
+def test_an_entry_of_another_track_has_no_place_here(records):
+    add_entry(records, "astray", track="mars")
+    with pytest.raises(EntryError, match="astray: expected logs of track nano, found mars; move the entry"):
+        track_pages(NANO, records)
+    assert main(["leaderboard", "--track", "mars"]) == 2
+
+
 def test_equal_steps_share_a_rank(records):
     for name in ("one", "two"):
         add_entry(records, name)
@@ -107,7 +114,7 @@ def test_a_recipe_without_runs_is_listed_until_an_entry_has_run_it(records):
     assert listed == ["| [later](later.toml)", "| [muon](muon.toml)"]
     add_entry(records, "run")
     (later,) = rows(readme(records), "## Recipes")
-    assert later == ["| [later](later.toml)", "not_here (no such step function here yet)", r"a \| b |"]
+    assert later == ["| [later](later.toml)", "not_here", r"a \| b |"]
 
 
 def test_published_results_stand_apart_with_the_recipes_that_are_here(records):
@@ -192,12 +199,3 @@ def test_another_target_changes_the_figure_too(records):
 def test_seeds_are_told_as_ranges():
     assert seed_ranges([3, 0, 1, 2, 7]) == "0-3, 7"
     assert seed_ranges([0, None, None]) == "0, 2 unknown"
-
-
-def test_names_of_step_functions_are_read_from_the_source(tmp_path):
-    source = tmp_path / "steps.py"
-    source.write_text("STEPS = {step.__name__: step for step in (adamw, muon)}")
-    assert step_function_names(source) == {"adamw", "muon"}
-    source.write_text("STEPS = {'adamw': f, 'nora': g}")
-    assert step_function_names(source) == {"adamw", "nora"}
-    assert "muon" in step_function_names()

@@ -1,5 +1,6 @@
 """Ranks in groups, Holm's correction, on made-up entries whose order is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from records.judge.logs import read_entry
 from records.judge.paired import compare_paired
 from records.judge.ranking import holm, pair_test, rank
 from records.judge.statistics import Summary, summarize_entry
-from records.judge.tracks import read_tracks
+from records.run.track import shipped_tracks
 
-NANO, FINEWEB = (read_tracks()[name] for name in ("nano", "fineweb"))
+NANO, FINEWEB = (shipped_tracks()[name] for name in ("nano", "fineweb"))
 STEPS = (0, 100, *range(180, 231, 5))
 P_VALUES = st.lists(st.floats(0, 1), max_size=40)
 
@@ -65,6 +66,11 @@ def test_without_shared_seeds_and_on_fineweb_the_pairwise_rule_ranks(tmp_path: P
     for track, second in ((NANO, other), (FINEWEB, b)):
         known = compare(side(a, track), side(second, track))
         assert pair_test(a, second, track) == pytest.approx((2 * known.p, known.left_hand_side))
+
+
+def test_without_shared_seeds_and_a_slope_nothing_is_decided(tmp_path: Path) -> None:
+    a, b = summary(tmp_path / "a", 0), summary(tmp_path / "b", 20, first_seed=100)
+    assert pair_test(a, b, replace(NANO, slope=0.0))[0] == 1.0
 
 
 @given(P_VALUES, st.sampled_from((0.01, 0.05)))

@@ -28,11 +28,9 @@ from records.judge.logs import read_entry
 from records.judge.paired import PairedComparison, TTest, compare_paired
 from records.judge.statistics import ROUNDING, Summary, common_steps, crossings, curves_of, threshold
 from records.judge.summarize import count, finite, summarize, table
-from records.judge.tracks import DEFAULT, Track, entry_track, read_tracks
+from records.judge.tracks import DEFAULT, entry_track
+from records.run.track import Track, shipped_tracks
 
-# Loss per step that shortening a run costs near the target, as measured. fineweb: see above. nano: Muon at lr
-# .02, wd .05, seeds 1000 and 1001: mean 1.41472 in 380 steps, 1.34552 in 520.
-SLOPES = {"fineweb": 0.0045 / 100, "nano": 0.0692 / 140}
 PUBLISHED = Path(__file__).parents[1] / "fineweb" / "published.json"
 RESAMPLES = 2000
 
@@ -141,21 +139,24 @@ def published_side(number: str) -> Side:
     if number not in results:
         raise RecordError(f"published:{number}: expected a number from 1 to {len(results)}")
     found = results[number]
-    track = read_tracks()[DEFAULT]
+    track = shipped_tracks()[DEFAULT]
     return Side(f"published:{number}", found["steps"], found["mean_val_loss"], found["runs"], track)
 
 
 def compare(first: Side, second: Side, slope: float | None = None) -> Comparison:
-    """The pairwise rule; `slope` in loss per step, by default the track's (SLOPES).
+    """The pairwise rule; `slope` in loss per step, by default the track's.
 
-    Raises RecordError for sides of different tracks.
+    Raises RecordError for sides of different tracks, or of different steps where the track states no slope.
     """
-    if first.track.name != second.track.name:
+    if first.track != second.track:
+        same = " with other values" if first.track.name == second.track.name else ""
         raise RecordError(
-            f"{first.name} is of track {first.track.name}, {second.name} of {second.track.name}: "
+            f"{first.name} is of track {first.track.name}, {second.name} of {second.track.name}{same}: "
             "expected entries of one track, their losses cannot be compared"
         )
-    slope = SLOPES[first.track.name] if slope is None else slope
+    if slope is None and first.step != second.step and not first.track.slope:
+        raise RecordError(f"track {first.track.name} states no slope: expected one in its file, or --slope")
+    slope = first.track.slope / 100 if slope is None else slope
     asked = threshold(first.track.sigma)
     left = left_hand_side(first, second, slope)
     z = left / first.track.sigma

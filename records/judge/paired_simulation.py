@@ -8,7 +8,6 @@ fall more or less steeply. The figures are nano's. Prints records/studies/paired
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -16,16 +15,15 @@ from scipy import stats
 from records.judge.logs import read_entry
 from records.judge.paired import ALPHA, FIRST_LOOK, decides, p_value, sequential_level
 from records.judge.statistics import crossings, steps_to_target, threshold
-from records.judge.tracks import read_tracks
+from records.run.track import RECORDS, shipped_tracks
 
-RECORDS = Path(__file__).resolve().parents[1]
 SIMULATIONS = 2000  # a row
 NOISE = 0.0096  # standard deviation of one entry's loss over seeds, nano
 FALL = 0.0006  # of the loss in a step where it meets the target
 STEEPNESS = 0.1  # relative standard deviation of a run's fall
 STEPS = np.arange(300, 451, 5)
 MEETS = 400  # step at which the mean curve of the first method meets the target
-TRACK = read_tracks()["nano"]
+TRACK = shipped_tracks()["nano"]
 
 
 @dataclass(frozen=True)

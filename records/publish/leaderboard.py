@@ -5,7 +5,6 @@ ahead of it. Published results are listed apart: their logs are not here, so not
 """
 
 import argparse
-import ast
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from records.judge.paired import TTest
 from records.judge.ranking import FAMILY, Ranking, rank
 from records.judge.statistics import threshold
-from records.judge.tracks import DEFAULT, Track, read_tracks
+from records.judge.tracks import DEFAULT
 from records.publish.entry_page import (
     Standing,
     entry_page,
@@ -30,9 +29,9 @@ from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
 from records.publish.pictures import Place, Result, leaderboard_picture
 from records.publish.prediction import pairings, prediction_picture, prediction_text
 from records.publish.recipe_table import disagreements
+from records.run.recipe import shipped_recipes
+from records.run.track import RECORDS, Track, TrackError, shipped_tracks
 
-RECORDS = Path(__file__).resolve().parents[1]
-STEP_FUNCTIONS = RECORDS.parent / "optimizers" / "__init__.py"
 PULL_REQUEST = "https://github.com/KellerJordan/modded-nanogpt/pull/{}"
 CURVES = 10  # drawn near the target: the first of the ranking
 
@@ -41,13 +40,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "leaderboard", help="make the pages of tracks and entries from the logs, or check them"
     )
-    parser.add_argument("--track", choices=list(read_tracks()), help="only this track (default: all)")
+    parser.add_argument("--track", metavar="NAME", help="only this track (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
     parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    tracks = read_tracks()
+    tracks = shipped_tracks()
+    if args.track and args.track not in tracks:
+        raise TrackError(f"--track {args.track}: expected {' or '.join(tracks)}; others have no leaderboard")
     pages = [page for name in ([args.track] if args.track else tracks) for page in track_pages(tracks[name])]
     if not args.check:
         for page in pages:
@@ -84,7 +85,7 @@ def read_standings(folder: Path, track: Track) -> list[Standing]:
 
 def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) -> Page:
     published = read_published(folder)
-    recipes = {file.stem: read_toml(file)[1] for file in sorted(folder.glob("*.toml"))}
+    recipes = {name: read_toml(file)[1] for name, file in shipped_recipes(folder).items()}
     own = [
         Result(e.name, e.date, e.summary.first_significant_step, own=True)
         for e in entries
@@ -188,12 +189,10 @@ def with_interval(test: TTest | None) -> str:
 
 
 def recipes_table(recipes: dict[str, dict]) -> str:
-    known = step_function_names()
     rows = []
     for name, recipe in recipes.items():
         step = str(recipe.get("matrix", {}).get("step", "?"))
-        here = escape(step) if step in known else f"{escape(step)} (no such step function here yet)"
-        rows.append((f"[{escape(name)}]({name}.toml)", here, escape(recipe.get("description", ""))))
+        rows.append((f"[{escape(name)}]({name}.toml)", escape(step), escape(recipe.get("description", ""))))
     note = "No entry here has run these: what they reach is not known.\n\n"
     return note + table(("recipe", "optimizer", "description"), rows)
 
@@ -238,17 +237,3 @@ def read_published(folder: Path) -> list[dict]:
     """The published results of a track (published.json), or none."""
     path = folder / "published.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def step_function_names(source: Path = STEP_FUNCTIONS) -> set[str]:
-    """The names in optimizers.STEPS, read and not imported (that would need torch).
-
-    Raises ValueError where STEPS is neither a dict of names nor {step.__name__: step for step in (...)}.
-    """
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STEPS":
-            if isinstance(node.value, ast.Dict):
-                return {ast.literal_eval(key) for key in node.value.keys}
-            if isinstance(node.value, ast.DictComp):
-                return {n.id for n in ast.walk(node.value.generators[0].iter) if isinstance(n, ast.Name)}
-    raise ValueError(f"{source}: expected STEPS = {{step.__name__: step for step in (...)}} or a dict")

@@ -19,10 +19,10 @@ from scipy.optimize import isotonic_regression
 
 from records.judge.compare import RESAMPLES, Interval, Side, compare, published_side, side
 from records.judge.statistics import crossings, curves_of
-from records.judge.tracks import Track
 from records.publish.entry_page import Standing
 from records.publish.pages import escape, table
 from records.publish.pictures import COLOURS, Picture
+from records.run.track import Track
 
 CLOSE = 1.15  # times the fewest published steps: among these an order is hard to tell, and worth the most
 
@@ -138,7 +138,7 @@ def prediction_text(paired: Sequence[Pairing]) -> str:
     )
     if turned:
         header = ("better as published", "worse as published", "published steps", "steps here", "decided")
-        rows = [
+        turned_rows = [
             (
                 f"{escape(r.better.name)} \\#{r.better.number}",
                 f"{escape(r.worse.name)} \\#{r.worse.number}",
@@ -153,7 +153,7 @@ def prediction_text(paired: Sequence[Pairing]) -> str:
             )
             for r in turned
         ]
-        parts.append(table(header, rows))
+        parts.append(table(header, turned_rows))
     return "\n".join(parts)
 
 

@@ -33,11 +33,12 @@ from records.judge.logs import Entry, read_entry
 from records.judge.paired import ALPHA, PairedComparison
 from records.judge.statistics import Summary
 from records.judge.summarize import count, summarize
-from records.judge.tracks import Track, entry_track
+from records.judge.tracks import entry_track
 from records.judge.warnings import settings
 from records.publish.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
 from records.publish.pictures import BANDED, COLOURS, near_target
 from records.publish.recipe_table import flat, side_by_side
+from records.run.track import Track
 
 LINES = ("solid", "dash", "dot", "dashdot")  # another one each time the colours are used up
 NAME_LENGTH = 60  # of a name in a legend or a heading
