@@ -683,7 +683,8 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict)
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": track.name, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                  "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
-                 "compiled": args.compile, "threads": torch.get_num_threads()}  # fmt: skip
+                 "batch_tokens": track.batch_tokens, "compiled": args.compile,
+                 "threads": torch.get_num_threads()}  # fmt: skip
         log.head(script, versions, facts, recipe.toml())
     if world.rank == 0:
         print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)

@@ -65,6 +65,12 @@ def test_layout_and_comments_are_no_change(code: str) -> None:
     assert parts("def f(x):  # twice\n    return (2 *\n        x)") == parts("def f(x): return 2*x")
 
 
+def test_what_is_nested_too_deeply_is_a_change(code: str) -> None:
+    script = ast.parse(code.replace("SHARD_VERSION = 1", f"SHARD_VERSION = 1{' + 0' * 500}"))
+    (told,) = changed_parts(script, [Version("", "", parts(code))])
+    assert told.endswith(": SHARD_VERSION")
+
+
 def test_parts_of_two_versions_are_no_version() -> None:
     early, late = "def f(): 1\ndef g(): 1", "def f(): 2\ndef g(): 2"
     versions = [Version("", "", parts(early)), Version("", "", parts(late))]

@@ -1,5 +1,6 @@
 """Ranks in groups, Holm's correction, on made-up entries whose order is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,11 @@ def test_without_shared_seeds_and_on_fineweb_the_pairwise_rule_ranks(tmp_path: P
     for track, second in ((NANO, other), (FINEWEB, b)):
         known = compare(side(a, track), side(second, track))
         assert pair_test(a, second, track) == pytest.approx((2 * known.p, known.left_hand_side))
+
+
+def test_without_shared_seeds_and_a_slope_nothing_is_decided(tmp_path: Path) -> None:
+    a, b = summary(tmp_path / "a", 0), summary(tmp_path / "b", 20, first_seed=100)
+    assert pair_test(a, b, replace(NANO, slope=0.0))[0] == 1.0
 
 
 @given(P_VALUES, st.sampled_from((0.01, 0.05)))

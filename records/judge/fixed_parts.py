@@ -72,10 +72,15 @@ def current_parts(root: Path = script_rules.ROOT) -> dict[str, str]:
 
 def digests(tree: ast.Module) -> dict[str, str]:
     """Name -> digest of every top-level definition: SHA-256 of its syntax, without docstrings."""
-    return {
-        name: hashlib.sha256(canonical(node).encode()).hexdigest()
-        for name, node in script_rules.definitions(tree).items()
-    }
+    return {name: digest(node) for name, node in script_rules.definitions(tree).items()}
+
+
+def digest(node: ast.stmt) -> str:
+    """A definition nested too deeply to be looked through has a digest that no version has."""
+    try:
+        return hashlib.sha256(canonical(node).encode()).hexdigest()
+    except RecursionError:
+        return "nested too deeply"
 
 
 def canonical(node: object) -> str:

@@ -57,11 +57,13 @@ def rank(entries: Sequence[Summary], track: Track) -> Ranking:
 def pair_test(first: Summary, second: Summary, track: Track) -> tuple[float, float]:
     """Two-sided p, and a difference that is positive where the first is better.
 
-    By seed where seeds are shared; else, and on FineWeb, by the pairwise rule.
+    By seed where seeds are shared; else, and on FineWeb, by the pairwise rule; undecided without a slope.
     """
     paired = compare_paired(first, second, track.name) if track.name != DEFAULT else None
     if paired and paired.test.p is not None:
         return paired.test.p, paired.test.mean
+    if not track.slope:
+        return 1.0, 0.0
     left = left_hand_side(side(first, track), side(second, track), track.slope / 100)
     return float(2 * ndtr(-abs(left) / track.sigma)), left
 

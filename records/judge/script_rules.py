@@ -48,19 +48,24 @@ def parse(script: str) -> ast.Module | str:
 def foreign_imports(tree: ast.Module) -> Iterator[str]:
     """Imports of what is neither Python's own nor in PACKAGES, and code made at run time."""
     for node in ast.walk(tree):
-        names = []
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "."] if not node.level else ["." * node.level + (node.module or "")]
+            names = ["." * node.level + (node.module or "")]
         for name in names:
             top = name.split(".")[0]
             if top not in PACKAGES and top not in sys.stdlib_module_names:
-                yield f"line {node.lineno} imports {name}"
+                yield f"line {line_of(node)} imports {name}"
             elif top == "importlib":
-                yield f"line {node.lineno} imports importlib: what it loads cannot be seen"
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in DYNAMIC:
-            yield f"line {node.lineno} calls {node.func.id}: what it runs cannot be seen"
+                yield f"line {line_of(node)} imports importlib: what it loads cannot be seen"
+        called = getattr(node.func, "id", None) if isinstance(node, ast.Call) else None
+        if called in DYNAMIC:
+            yield f"line {line_of(node)} calls {called}: what it runs cannot be seen"
+
+
+def line_of(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -138,8 +143,8 @@ def rebound(tree: ast.Module, names: set[str]) -> set[tuple[int, str]]:
                 "globals",
             ):
                 name = base_name(child.args[0]) if child.args else "globals()"
-            if name in names or name == "globals()":
-                found.add((child.lineno, name))
+            if name and (name in names or name == "globals()"):
+                found.add((line_of(child), name))
             visit(child, inner)
 
     visit(tree, False)
@@ -255,16 +260,20 @@ def judge(node: ast.stmt, tainted: set[str], found: dict[int, str]) -> None:
     ):
         for inner in (part for block in blocks(node) for statement in block for part in ast.walk(statement)):
             if what := decides(inner):
-                found[node.lineno] = f"if a validation loss: {what} in line {inner.lineno}"
+                found[node.lineno] = f"if a validation loss: {what} in line {line_of(inner)}"
                 break
     for target, value in bindings(node):
         if hyperparameter(target) and holds(value, tainted):
             found[node.lineno] = f"{hyperparameter(target)} is set from a validation loss"
     for part in ast.walk(ast.Module([node], [])) if not blocks(node) else ():
-        called = getattr(getattr(part, "func", None), "attr", None)
-        given = [*part.args, *part.keywords] if called in ("step", "load_state_dict") else []
-        if any(holds(argument, tainted) for argument in given):
-            found[part.lineno] = f"{called}() is given a validation loss"
+        called = getattr(part.func, "attr", None) if isinstance(part, ast.Call) else None
+        if called in ("step", "load_state_dict") and any(holds(one, tainted) for one in given_to(part)):
+            found[line_of(part)] = f"{called}() is given a validation loss"
+
+
+def given_to(call: ast.AST) -> list[ast.AST]:
+    """The arguments of a call."""
+    return [*call.args, *call.keywords] if isinstance(call, ast.Call) else []
 
 
 def decides(node: ast.AST) -> str | None:

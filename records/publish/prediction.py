@@ -138,7 +138,7 @@ def prediction_text(paired: Sequence[Pairing]) -> str:
     )
     if turned:
         header = ("better as published", "worse as published", "published steps", "steps here", "decided")
-        rows = [
+        turned_rows = [
             (
                 f"{escape(r.better.name)} \\#{r.better.number}",
                 f"{escape(r.worse.name)} \\#{r.worse.number}",
@@ -153,7 +153,7 @@ def prediction_text(paired: Sequence[Pairing]) -> str:
             )
             for r in turned
         ]
-        parts.append(table(header, rows))
+        parts.append(table(header, turned_rows))
     return "\n".join(parts)
 
 

@@ -94,19 +94,13 @@ def source(root: Path, roots: Iterable[str], given: Collection[str] = (), import
     attributes: set[str] = set()
     while True:  # until the kept code names no further method
         kept, used = reach(modules, starts, given, attributes)
-        named = {
-            name
-            for one in kept.values()
-            for piece in one
-            for name in attributes_named(piece.code(attributes))
-        }
+        codes = (piece.code(attributes) for pieces in kept.values() for piece in pieces)
+        named = set().union(*map(attributes_named, codes))
         if named <= attributes:
             break
         attributes |= named
-    sections = [
-        (modules[name].path, as_written(modules[name].pieces, kept[name], attributes)) for name in modules
-    ]
-    banners = [f"{RULE}\n# {path}\n\n{code}" for path, code in sections if code]
+    texts = {name: as_written(module.pieces, kept[name], attributes) for name, module in modules.items()}
+    banners = [f"{RULE}\n# {modules[name].path}\n\n{code}" for name, code in texts.items() if code]
     return "\n\n\n".join(part for part in (import_block({*used, *imports}), *banners) if part)
 
 
@@ -211,17 +205,14 @@ def import_block(statements: Iterable[str]) -> str:
         lines.append(line)
     own = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
     own.sort(key=lambda line: not line.startswith("from __future__"))
-    return "\n\n".join(
-        "\n".join(block) for block in (own, [line for line in lines if line not in own]) if block
-    )
+    others = [line for line in lines if line not in own]
+    return "\n\n".join("\n".join(block) for block in (own, others) if block)
 
 
 def check_script(script: str) -> None:
     """Raises ValueError where the script would not run by itself or not stand at the head of a log."""
     if any(line.startswith("=") for line in script.splitlines()):
-        raise ValueError(
-            "a line of the script begins with '=', which ends the script in a log; write it another way"
-        )
+        raise ValueError("a line of the script begins with '=', which ends it in a log; write it another way")
     seen: set[str] = set()
     for node in ast.parse(script).body:
         names = defined(ast.unparse(node))
@@ -304,18 +295,14 @@ def note_imports(root: Path, module: Module, statement: ast.stmt) -> None:
     """Write down what a top-level statement imports, itself or inside."""
     for node in (node for node in ast.walk(statement) if isinstance(node, Import)):
         if of_project(node):
-            if (
-                not isinstance(node, ast.ImportFrom)
-                or node.level
-                or any(a.asname or a.name == "*" for a in node.names)
-            ):
+            plain = all(not alias.asname and alias.name != "*" for alias in node.names)
+            if not isinstance(node, ast.ImportFrom) or node.level or not plain:
                 found = f"{module.path}, line {node.lineno}: `{ast.unparse(node)}`"
                 raise ValueError(f"{found} cannot be flattened; write `from a.b import c`")
             of = str(node.module)
             module.project |= {alias.name: of for alias in node.names}
-            inside = [
-                f"{of}.{alias.name}" for alias in node.names
-            ]  # modules of a package, for what they register
+            # Of a package also modules can be imported, for what they register.
+            inside = [f"{of}.{alias.name}" for alias in node.names]
             needed = [of, *(name for name in inside if module_file(root, name).exists())]
             (module.needs if node is statement else module.asks).extend(needed)
         elif node is statement or is_for_types(statement):
@@ -347,18 +334,17 @@ def leave_out(statement: ast.stmt, left: dict[int, str], lines: list[str], check
     `only_checks`. A block that has nothing else keeps a `pass`.
     """
     parts = [statement, *getattr(statement, "handlers", []), *getattr(statement, "cases", [])]
-    for block in (getattr(part, name, None) for part in parts for name in ("body", "orelse", "finalbody")):
-        out = [one for one in block or () if of_project(one) or (checks and only_checks(one))]
+    for block in (getattr(part, name, []) for part in parts for name in ("body", "orelse", "finalbody")):
+        out = [one for one in block if of_project(one) or (checks and only_checks(one))]
         for one in out:
             end = one.end_lineno or one.lineno
             end += one is block[0] and not lines[end].strip()  # and the blank line under the first
             for number in range(first_line(one, lines, 0), end):
-                del left[number]
+                left.pop(number, None)
         if out and len(out) == len(block):
             left[out[0].lineno - 1] = " " * out[0].col_offset + "pass"
-        for one in block or ():
-            if one not in out:
-                leave_out(one, left, lines, checks)
+        for one in (one for one in block if one not in out):
+            leave_out(one, left, lines, checks)
 
 
 def only_checks(node: ast.stmt) -> bool:
@@ -381,7 +367,7 @@ def defined(code: str) -> frozenset[str]:
 
 
 def acts(node: ast.stmt) -> bool:
-    """Whether a statement does more than define names: a docstring, a registration, a switch of a library."""
+    """Whether a statement does more than define names, such as set a switch of a library."""
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         return any(isinstance(part, ast.Attribute | ast.Subscript) for t in targets for part in ast.walk(t))
