@@ -213,9 +213,9 @@ def check_script(script: str) -> None:
     """Raises ValueError where the script would not run by itself or not stand at the head of a log."""
     if any(line.startswith("=") for line in script.splitlines()):
         raise ValueError("a line of the script begins with '=', which ends it in a log; write it another way")
-    seen: set[str] = set()
+    lines, seen = script.split("\n"), set[str]()
     for node in ast.parse(script).body:
-        names = defined(ast.unparse(node))
+        names = defined("\n".join(lines[node.lineno - 1 : node.end_lineno]))
         if twice := sorted(names & seen):
             raise ValueError(f"two modules of the script define {twice[0]!r}; rename one of them")
         if hidden := sorted(names.intersection(dir(builtins))):
