@@ -321,7 +321,7 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 def value_at(knots: list[list], step: float) -> float:
-    """The value at a step between knots [step, value, shape]: along x^shape from the knot before, or a cosine."""
+    """The value at a step between knots [step, value, shape]: as x^shape from the one before, or a cosine."""
     before = knots[0]
     for knot in knots:
         if step < knot[0]:

@@ -7,7 +7,6 @@ import difflib
 import fnmatch
 import inspect
 import json
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from records.run.track import RECORDS, Track
+from records.run.track import RECORDS, Track, is_number
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
 # A recipe may exchange these.
 STAGE_KINDS = ("memory", "precondition", "direction", "normalise", "scale", "land")
-COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
+COOLDOWN = {  # of the matrices; AdamW's have aux_ in front and follow the matrices' where not said
     "cooldown_frac": 0.7,
     "cooldown_steps": None,
     "cooldown_power": 1.0,
@@ -302,14 +301,16 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
 def check_knots(where: str, knots: object, shapes: bool = True) -> None:
     """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
     expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
-    good = isinstance(knots, list) and knots and all(
-        isinstance(knot, list) and len(knot) in (2, 2 + shapes)
-        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in knot[:2])
-        and (len(knot) == 2 or knot[2] == "cosine"
-             or (isinstance(knot[2], int | float) and not isinstance(knot[2], bool) and 0 < knot[2] < math.inf))
-        for knot in knots
-    )  # fmt: skip
-    if not good or [knot[0] for knot in knots] != sorted({knot[0] for knot in knots}):
+
+    def is_knot(knot: object) -> bool:
+        if not isinstance(knot, list) or len(knot) not in (2, 2 + shapes):
+            return False
+        shape = knot[2] if len(knot) == 3 else 1
+        return all(map(is_number, knot[:2])) and (shape == "cosine" or is_number(shape, 0) and shape != 0)
+
+    good = isinstance(knots, list) and knots != [] and all(map(is_knot, knots))
+    steps = [knot[0] for knot in knots] if isinstance(knots, list) and good else []
+    if not good or steps != sorted(set(steps)):
         raise RecipeError(f"{where} is {knots}; expected points {expected}.")
 
 

@@ -1,8 +1,8 @@
 """Tracks: what is the same for every entry, a TOML file each; shipped are `records/<track>/track.toml`."""
 
 import difflib
-import math
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from reprlib import repr as shortened
 from records import RecordError
 
 RECORDS = Path(__file__).resolve().parents[1]
+LARGEST = sys.float_info.max
 
 
 class TrackError(RecordError):
@@ -53,8 +54,8 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value) is not None
 
 
-def is_number(value: object, low: float, high: float = math.inf) -> bool:
-    """Whether it is a number from `low` to below `high`; true and false are none."""
+def is_number(value: object, low: float = -LARGEST, high: float = LARGEST) -> bool:
+    """Whether it is a number from `low` to below `high`, finite; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
 
 
