@@ -286,7 +286,7 @@ def own_track(small_track: Path) -> Path:
 def test_a_track_of_ones_own_runs_under_its_own_name(small_track, own_track, tmp_path):
     options = ("--track", str(own_track), "--steps", "20", "--seeds", "0,1")
     log = train(tmp_path / "logs", *options, data=small_track)
-    other = train(tmp_path / "other", *options, "--recipe", "nora", data=small_track)
+    other = train(tmp_path / "other", *options, "--recipe", "normuon", data=small_track)
     read = read_log(log)
     assert (
         read.track == read.recipe["track"] == "mine" and [v.step for v in read.runs[0].validations][1] == 10
