@@ -6,13 +6,23 @@ import torch
 from torch import Tensor
 
 from optimizers.norms import average_, inner, rescaled, safe_norm, squared, unit
-from optimizers.stage import LearningRate, Momentum, Scalar, State, WeightDecay, buffer, is_off, stage
+from optimizers.stage import (
+    LearningRate,
+    Momentum,
+    Scalar,
+    State,
+    WeightDecay,
+    buffer,
+    is_off,
+    multiplied,
+    stage,
+)
 from optimizers.stages.scale import rms
 
 
 @stage("land", by_rows=True, unless=("update_floor", "radial_brake"))
 def decay(
-    W: Tensor, U: Tensor, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
+    W: Tensor, U: Tensor, c: Scalar = 1.0, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
     cautious: Annotated[bool, "", "decay only where U W > 0: where the step shrinks W too"] = False,
     update_floor: Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times |W|; 0: off"] = 0.0,
     radial_brake: Annotated[
@@ -20,21 +30,26 @@ def decay(
         "scale of the part of U that moves W outward, at first-order radius; 1 or nothing: off",
     ] = None,
 ) -> None:  # fmt: skip
-    """W <- W (1 - lr wd) - lr U; before it the brake, then the floor.
+    """W <- W (1 - lr wd) - lr c U; before it the brake, then the floor.
 
     Brake (record #29): W - lr U is brought to its first-order radius. Floor: records #9 on. cautious: arXiv
     2510.12402.
     """
     braked = radial_brake is not None and not is_off(1 - radial_brake)
+    floors = not is_off(update_floor)
+    if braked or floors:
+        U, c = multiplied(U, c), 1.0
     if braked:
         U = radially_braked(U, W, radial_brake)
-    if not is_off(update_floor):
+    if floors:
         U = floored(U, W, update_floor)
     decay_(W, U, lr, weight_decay, cautious)
     if braked:
         radial_step_(W, U, lr)
+    elif isinstance(c, Tensor):
+        W.addcmul_(U, lr * c, value=-1)
     else:
-        W.sub_(lr * U)
+        W.sub_(lr * c * U)
 
 
 def decay_(W: Tensor, U: Tensor, lr: Scalar, weight_decay: Scalar, cautious: bool = False) -> None:
