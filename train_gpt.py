@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.shards import ShardError, list_shards, read_shard
+from data.shards import ShardError, check_numbers, digest, foreign_shard, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
 from records.flatten import flatten
@@ -104,19 +104,19 @@ def plan_blocks(lengths: list[int], batch_tokens: int, steps: int) -> list[tuple
     blocks = [(shard, start) for shard, firsts in enumerate(starts) for start in firsts]
     if len(blocks) < steps:
         raise RunError(f"{steps} steps need as many blocks of {batch_tokens:,} tokens, the shards hold "
-                       f"{len(blocks)}. Fetch more data, or train with --steps {len(blocks)}.")
+                       f"{len(blocks)} ({sum(lengths):,} tokens of {steps * batch_tokens + 1:,}). "
+                       f"Fetch more data, or train with --steps {len(blocks)}.")
     return blocks[:steps]
 
 
 def read_block(shard: np.ndarray, start: int, track: Track, world: "World") -> tuple[Tensor, Tensor]:
     """This rank's inputs and targets [rows, context] (int64) of the block that begins at `start`."""
     share = track.batch_tokens // world.size
-    start += world.rank * share
-    tokens = shard[start : start + share + 1].astype(np.int64)
-    if tokens.max() >= track.token_limit:
-        raise ShardError(f"{shard.filename}: token {tokens.max()} at {start + tokens.argmax():,}, expected "
+    block = shard[start : start + track.batch_tokens + 1]
+    if block.max() >= track.token_limit:  # the whole block: all ranks stop at the same step
+        raise ShardError(f"{shard.filename}: token {block.max()} at {start + block.argmax():,}, expected "
                          f"below {track.token_limit}. Remove the file and fetch it again.")
-    rows = torch.from_numpy(tokens)
+    rows = torch.from_numpy(block[world.rank * share : (world.rank + 1) * share + 1].astype(np.int64))
     return rows[:-1].view(-1, track.context), rows[1:].view(-1, track.context)
 
 
@@ -150,12 +150,23 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
         folder = data / track.dataset
         if not (files := list_shards(folder, split)):
             raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
+        if split == "train":
+            check_numbers(files)
+        elif len(files) > 1:
+            raise ShardError(f"{folder}: expected one validation shard, found {files[0].name}, {files[1].name}.")
         shards[split] = [read_shard(file) for file in files]
     val = shards["val"][0]
     if len(val) <= track.val_tokens:
-        raise RunError(f"{val.filename} holds {len(val)} of {track.val_tokens + 1} tokens.")
+        raise RunError(f"{val.filename} holds {len(val):,} of the {track.val_tokens + 1:,} tokens needed.")
     lengths = [len(shard) for shard in shards["train"]]
     return shards["train"], plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val
+
+
+def data_facts(shards: list[np.ndarray], blocks: list[tuple[int, int]], val: np.ndarray) -> dict[str, str]:
+    """Which data a run uses, for its log and its checkpoints: size and digest of each shard."""
+    used = [*(shards[index] for index in sorted({shard for shard, _ in blocks})), val]
+    return {f"shard {Path(shard.filename).name}": f"{len(shard):,} tokens, digest {digest(shard.filename)}"
+            for shard in used}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -509,13 +520,14 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
 
 
 def train(
-    recipe: Recipe, run: int, seed: int, world: World, log: RunLog, args: argparse.Namespace, state: dict
+    recipe: Recipe, run: int, seed: int, world: World, log: RunLog, args: argparse.Namespace, data: tuple,
+    state: dict,
 ) -> None:
     """One training, from `state` (a checkpoint; empty for a new one) to the recipe's last step.
 
     A signal ends it (SystemExit), a loss or gradient that is not finite too (RunError), with a checkpoint.
     """
-    track, (shards, blocks, val_shard) = TRACKS[recipe.track], open_data(args.data, recipe)
+    track, (shards, blocks, val_shard) = TRACKS[recipe.track], data
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
@@ -532,7 +544,7 @@ def train(
 
     def checkpoint(step: int) -> Path | None:
         saved = {"run": run, "step": step, "seconds": clock.seconds, "curve": curve, "recipe": recipe.toml(),
-                 "seeds": args.seeds, "log": log.path.name, "model": model.state_dict(),
+                 "seeds": args.seeds, "data": facts, "model": model.state_dict(),
                  "optimizers": [optimizer.state_dict() for optimizer in optimizers]}  # fmt: skip
         return save_checkpoint(log.path.with_suffix(".checkpoints"), saved) if world.rank == 0 else None
 
@@ -622,9 +634,17 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     try:
         open_data(data, recipe)
     except (RunError, ShardError):
+        if not data.is_dir():
+            raise RunError(f"--data {data}: no such folder. Make it to have the data fetched there.") from None
+        files, name = list_shards(data / track.dataset, "train"), track.fetch.rpartition(".")[2]
+        own = {f"{name}_train_{n:06d}.bin": track.shard_tokens for n in range(1, max(track.shards, 2))}
+        own = {f"{name}_val_000000.bin": None, f"{name}_train_{track.shards:06d}.bin": None} | own
+        if foreign_shard(data / track.dataset, own):
+            raise  # nothing is fetched into a folder with the user's own shards
         shards = math.ceil(recipe.train_steps / ((track.shard_tokens - 2) // track.batch_tokens))
         if shards > track.shards:
             raise RunError(f"{recipe.train_steps} steps need {shards} shards of {track.shards}") from None
+        shards = max([shards, *(int(file.stem[-6:]) for file in files)])  # fills gaps too
         fetch = [track.fetch] + (["--shards", str(shards)] if track.shards > 1 else [])
     print(torch.cuda.device_count(), *fetch)
 
@@ -654,7 +674,12 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     seeds, track = parse_seeds(args.seeds), TRACKS[recipe.track]
     if args.plan:
         return print_plan(recipe, args.data)
-    open_data(args.data, recipe)  # before anything is written
+    data = open_data(args.data, recipe)  # before anything is written
+    facts = data_facts(*data)
+    if checkpoint and checkpoint["data"] != facts:
+        lost, new = (a.items() - b.items() for a, b in ((checkpoint["data"], facts), (facts, checkpoint["data"])))
+        told = [f"{sign} {name}: {value}" for sign, side in (("-", lost), ("+", new)) for name, value in sorted(side)]
+        raise RunError(f"--resume: the run used other data (- then, + now): {'; '.join(told)}")
     world = join_world()
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     asked += ["--compile"] if args.compile else []

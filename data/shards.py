@@ -6,7 +6,10 @@ number of tokens, followed by that many little-endian uint16. Its name ends in `
 Source of the format: the llm.c / modded-nanoGPT `fineweb10B` files.
 """
 
+import hashlib
+import itertools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import numpy as np
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
 SHARD_HEADER_BYTES = 256 * 4
+DIGEST_BYTES = 2**21  # of the head and of the tail of a shard
 
 
 class ShardError(ValueError):
@@ -48,13 +52,19 @@ def write_shard(path: str | Path, tokens: np.ndarray) -> None:
 def read_shard(path: str | Path) -> np.ndarray:
     """Map the shard: a read-only uint16 array [tokens], read from disk only where it is touched.
 
-    Raises ShardError when the magic number, version or length of the file is wrong, and FileNotFoundError.
+    Raises ShardError when the magic number, version or length of the file is wrong or it cannot be read, and
+    FileNotFoundError when there is nothing.
     """
-    path = Path(path)
-    with open(path, "rb") as file:
-        header = np.frombuffer(file.read(SHARD_HEADER_BYTES), dtype=np.uint8)
-        size = os.fstat(file.fileno()).st_size
-    remedy = "Remove the file and make or fetch it again."
+    path, remedy = Path(path), "Remove the file and make or fetch it again."
+    try:
+        with open(path, "rb") as file:
+            header = np.frombuffer(file.read(SHARD_HEADER_BYTES), dtype=np.uint8)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise
+        to = f" (a link to {os.readlink(path)})" if path.is_symlink() else ""
+        raise ShardError(f"{path}: cannot be read{to}: {error.strerror}. {remedy}") from None
     if len(header) < SHARD_HEADER_BYTES:
         raise ShardError(
             f"{path}: cut short: expected a header of {SHARD_HEADER_BYTES} bytes, found {size} bytes. "
@@ -81,3 +91,45 @@ def list_shards(folder: str | Path, split: str) -> list[Path]:
     A folder without any, or that does not exist, gives an empty list.
     """
     return sorted(path for path in Path(folder).glob("*.bin") if path.stem.split("_")[-2:-1] == [split])
+
+
+def check_numbers(files: Sequence[Path]) -> None:
+    """Raises ShardError unless the shards have one name, and numbers without gap from 0 or 1 in name order."""
+    stems = [file.stem.rpartition("_") for file in files]
+    for file, (name, _, number) in zip(files, stems, strict=True):
+        if not number.isdecimal():
+            raise ShardError(f"{file}: expected a name that ends in a number, _000001.bin. Rename the file.")
+        if name != stems[0][0]:
+            raise ShardError(f"{file}: expected shards of one corpus, found {files[0].name} too. "
+                             "Keep one of them in the folder.")  # fmt: skip
+    numbers = [int(number) for _, _, number in stems]
+    for file, number, expected in zip(files, numbers, itertools.count(min(numbers[0], 1)), strict=False):
+        if number != expected:
+            raise ShardError(f"{file}: expected number {expected} next in name order, found {number}. "
+                             "Fetch or make what is missing, remove what is double.")  # fmt: skip
+
+
+def digest(path: str | Path) -> str:
+    """16 hex digits of the SHA-256 of a shard's first and last 2 MiB: cheap, and it tells two corpora apart."""
+    with open(path, "rb") as file:
+        hashed = hashlib.sha256(file.read(DIGEST_BYTES))
+        file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - DIGEST_BYTES))
+        hashed.update(file.read())
+    return hashed.hexdigest()[:16]
+
+
+def foreign_shard(folder: str | Path, own: Mapping[str, int | None]) -> Path | None:
+    """A shard in the folder that is not of a dataset: the user's own, never to be mixed or written over.
+
+    own: name -> tokens of the dataset's shards, None where they differ. What has such a name but is no whole
+    shard counts as a broken one of the dataset.
+    """
+    for path in sorted(Path(folder).glob("*.bin")):
+        try:
+            tokens = len(read_shard(path))
+        except (ShardError, FileNotFoundError):
+            tokens = 0
+        expected = own.get(path.name)
+        if path.name not in own or (tokens and expected and tokens != expected):
+            return path
+    return None
