@@ -31,9 +31,17 @@ from torch.nn.parallel import DistributedDataParallel
 from data.shards import ShardError, check_numbers, digest, foreign_shard, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
-from records.flatten import flatten
-from records.recipe import Recipe, RecipeError, list_recipes, matches, parse_recipe, parse_seeds, read_recipe
-from records.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
+from records.run.flatten import flatten
+from records.run.recipe import (
+    Recipe,
+    RecipeError,
+    list_recipes,
+    matches,
+    parse_recipe,
+    parse_seeds,
+    read_recipe,
+)
+from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 
 ROOT = Path(__file__).resolve().parent
 
@@ -314,7 +322,7 @@ def validate(model: GPT, shard: np.ndarray, track: Track, micro_batch: int, worl
 
 
 def load_recipe(source: str | Path, changes: Iterable[str] = (), track: str | None = None) -> Recipe:
-    """The recipe of a TOML file or of a shipped name, see records.recipe.read_recipe (RecipeError)."""
+    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError)."""
     return read_recipe(source, TRACKS, STEPS, changes, track)
 
 

@@ -9,7 +9,7 @@ import torch
 
 import optimizers
 from optimizers.building_blocks import apply_update_, nesterov_momentum, step_function
-from records.recipe import parse_recipe
+from records.run.recipe import parse_recipe
 from train_gpt import TRACKS, parse_arguments
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

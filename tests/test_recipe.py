@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optimizers import STEPS
-from records.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
+from records.run.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
 from train_gpt import TRACKS
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"

@@ -21,15 +21,15 @@ import numpy as np
 from scipy import stats
 
 from records import RecordError
-from records.logs import read_entry
-from records.statistics import ROUNDING, Summary, common_steps, threshold
-from records.summarize import count, finite, summarize, table
-from records.tracks import DEFAULT, Track, entry_track, read_tracks
+from records.judge.logs import read_entry
+from records.judge.statistics import ROUNDING, Summary, common_steps, threshold
+from records.judge.summarize import count, finite, summarize, table
+from records.judge.tracks import DEFAULT, Track, entry_track, read_tracks
 
 # Loss per step that shortening a run costs near the target, as measured. fineweb: see above. nano: Muon at lr
 # .02, wd .05, seeds 1000 and 1001: mean 1.41472 in 380 steps, 1.34552 in 520.
 SLOPES = {"fineweb": 0.0045 / 100, "nano": 0.0692 / 140}
-PUBLISHED = Path(__file__).with_name("fineweb") / "published.json"
+PUBLISHED = Path(__file__).parents[1] / "fineweb" / "published.json"
 RESAMPLES = 2000
 
 

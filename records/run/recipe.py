@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+RECORDS = Path(__file__).resolve().parents[1]
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
 SCHEDULE = {
     "cooldown_frac": 0.7,
@@ -99,7 +100,7 @@ def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Callable]) ->
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
         yield f"{track} (default: {tracks[track].recipe})"
-        for name, path in recipe_files(Path(__file__).parent / track).items():
+        for name, path in recipe_files(RECORDS / track).items():
             try:
                 told = read_recipe(path, tracks, steps).facts.get("description", "")
             except RecipeError as error:
@@ -119,9 +120,8 @@ def read_recipe(
     tracks, steps: what a recipe may name. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
-    folder = Path(__file__).parent
     order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
-    shipped = {name: file for t in order for name, file in recipe_files(folder / t).items()}
+    shipped = {name: file for t in order for name, file in recipe_files(RECORDS / t).items()}
     path = shipped.get(str(source), Path(source))
     if not path.is_file():
         near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)

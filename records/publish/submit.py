@@ -15,13 +15,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from records import script_rules
-from records.check import check_entry, embedded_recipe
-from records.entry_page import PLAIN_NAME, EntryError, entry_page, read_standing, read_toml, verdict
-from records.leaderboard import RECORDS, leaderboard_page, read_standings
-from records.logs import SUFFIXES, Entry, Log, read_entry
-from records.recipe_table import disagreements
-from records.tracks import entry_track, read_tracks
+from records.judge import script_rules
+from records.judge.check import check_entry, embedded_recipe
+from records.judge.logs import SUFFIXES, Entry, Log, read_entry
+from records.judge.tracks import entry_track, read_tracks
+from records.publish.entry_page import PLAIN_NAME, EntryError, entry_page, read_standing, read_toml, verdict
+from records.publish.leaderboard import RECORDS, leaderboard_page, read_standings
+from records.publish.recipe_table import disagreements
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}")
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from records import RecordError
-from records.logs import Entry, read_entry
-from records.pages import FIGURE, Page, escape, fenced, table
-from records.pictures import Curve, curves_picture
-from records.recipe_table import flat, side_by_side
-from records.script_rules import plain_arguments
-from records.statistics import Summary, summarize_entry, threshold
-from records.tracks import Track
+from records.judge.logs import Entry, read_entry
+from records.judge.script_rules import plain_arguments
+from records.judge.statistics import Summary, summarize_entry, threshold
+from records.judge.tracks import Track
+from records.publish.pages import FIGURE, Page, escape, fenced, table
+from records.publish.pictures import Curve, curves_picture
+from records.publish.recipe_table import flat, side_by_side
 
 # Of an entry: no path, no markup, the same on every disk.
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")

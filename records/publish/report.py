@@ -19,15 +19,15 @@ from itables.javascript import generate_init_offline_itables_html
 from itables.options import dt_bundle
 
 from records import RecordError
-from records.compare import Comparison, Interval, compare, in_words, seeds_in_words, side
-from records.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
-from records.logs import Entry, read_entry
-from records.pictures import COLOURS
-from records.recipe_table import flat, side_by_side
-from records.statistics import Summary
-from records.summarize import count, summarize
-from records.tracks import Track, entry_track
-from records.warnings import settings
+from records.judge.compare import Comparison, Interval, compare, in_words, seeds_in_words, side
+from records.judge.logs import Entry, read_entry
+from records.judge.statistics import Summary
+from records.judge.summarize import count, summarize
+from records.judge.tracks import Track, entry_track
+from records.judge.warnings import settings
+from records.publish.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
+from records.publish.pictures import COLOURS
+from records.publish.recipe_table import flat, side_by_side
 
 LINES = ("solid", "dash", "dot", "dashdot")  # another one each time the colours are used up
 NAME_LENGTH = 60  # of a name in a legend or a heading

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "triton", "tiktoken", "huggingface_hub", "sympy", "pyarrow", "tqdm")
 FIXED = {  # file of this project -> what the rules fix in it; of TRACKS, the track of the log
     "data/shards.py": ("SHARD_MAGIC", "SHARD_VERSION", "SHARD_HEADER_BYTES", "list_shards", "read_shard"),

@@ -5,7 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
-from records.logs import Entry, Log, Run
+from records.judge.logs import Entry, Log, Run
 
 NAMES = 6  # files named in one warning; the others are counted
 _SETTING = re.compile(r"Using (\w+)=(.*)")  # published logs state their settings so

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from records.pictures import Picture, embedded_digest
+from records.publish.pictures import Picture, embedded_digest
 
 FIGURE = "figure.svg"
 PREDICTION = "prediction.svg"

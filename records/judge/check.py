@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from records import script_rules
-from records.logs import Entry, Log, read_entry
-from records.statistics import Summary, summarize_entry, threshold
-from records.tracks import Track, entry_track, read_tracks
-from records.warnings import (
+from records.judge import script_rules
+from records.judge.logs import Entry, Log, read_entry
+from records.judge.statistics import Summary, summarize_entry, threshold
+from records.judge.tracks import Track, entry_track, read_tracks
+from records.judge.warnings import (
     different_recipes,
     different_scripts,
     different_total_steps,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from records import RecordError
-from records.logs import Entry
+from records.judge.logs import Entry
 
-TRAINER = Path(__file__).resolve().parents[1] / "train_gpt.py"
+TRAINER = Path(__file__).resolve().parents[2] / "train_gpt.py"
 DEFAULT = "fineweb"  # of a log that names no track: what was published before logs named one
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from records.recipe import FACTS
+from records.run.recipe import FACTS
 
 # About the recipe, not of it: no number of the run comes from these.
 NAMES = ("name", *FACTS)

@@ -12,8 +12,8 @@ from statistics import fmean, median, stdev
 
 from scipy.special import ndtr
 
-from records.logs import Entry, Run
-from records.warnings import entry_warnings
+from records.judge.logs import Entry, Run
+from records.judge.warnings import entry_warnings
 
 THRESHOLD = 0.004  # of rule 2 and of the pairwise rule, at SIGMA
 SIGMA = 0.0013

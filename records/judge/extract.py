@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from records.logs import LogError, read_log
+from records.judge.logs import LogError, read_log
 
 
 def register(subparsers) -> None:

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from scipy import stats
 
-from records.compare import RESAMPLES, Interval, Side, compare, mean_crossing, published_side, side
-from records.entry_page import Standing
-from records.pages import escape, table
-from records.pictures import COLOURS, Picture
-from records.tracks import Track
+from records.judge.compare import RESAMPLES, Interval, Side, compare, mean_crossing, published_side, side
+from records.judge.tracks import Track
+from records.publish.entry_page import Standing
+from records.publish.pages import escape, table
+from records.publish.pictures import COLOURS, Picture
 
 CLOSE = 1.15  # times the fewest published steps: among these an order is hard to tell, and worth the most
 

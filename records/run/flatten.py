@@ -22,7 +22,7 @@ def flatten(root: Path, steps: list[str], recipe: str, arguments: list[str]) -> 
     modules: list[str] = []
     needed = [register[name] for name in (*steps, "MatrixOptimizer")]
     for module in [*project_imports(root, "train_gpt"), *needed]:
-        if module not in ("optimizers", "records.flatten"):  # a script is its own: it flattens nothing
+        if module not in ("optimizers", "records.run.flatten"):  # a script is its own: it flattens nothing
             add_with_imports(root, module, modules)
     parts = [f"{RULE}\n# {module.replace('.', '/')}.py\n\n{bare_source(root, module)}" for module in modules]
     table = f"STEPS = {{{', '.join(f'{step!r}: {step}' for step in steps)}}}"

@@ -13,15 +13,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from records.entry_page import Standing, entry_page, mean_curve, number, read_standing, read_toml, seed_ranges
-from records.pages import FIGURE, PREDICTION, Page, escape, table
-from records.pictures import Result, leaderboard_picture
-from records.prediction import pairings, prediction_picture, prediction_text
-from records.recipe_table import disagreements
-from records.statistics import threshold
-from records.tracks import DEFAULT, Track, read_tracks
+from records.judge.statistics import threshold
+from records.judge.tracks import DEFAULT, Track, read_tracks
+from records.publish.entry_page import (
+    Standing,
+    entry_page,
+    mean_curve,
+    number,
+    read_standing,
+    read_toml,
+    seed_ranges,
+)
+from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
+from records.publish.pictures import Result, leaderboard_picture
+from records.publish.prediction import pairings, prediction_picture, prediction_text
+from records.publish.recipe_table import disagreements
 
-RECORDS = Path(__file__).resolve().parent
+RECORDS = Path(__file__).resolve().parents[1]
 STEP_FUNCTIONS = RECORDS.parent / "optimizers" / "__init__.py"
 PULL_REQUEST = "https://github.com/KellerJordan/modded-nanogpt/pull/{}"
 CURVES = 10  # drawn near the target: the first of the ranking

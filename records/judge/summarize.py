@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from records.logs import Entry, Run, read_entry
-from records.statistics import Crossing, StepStatistics, Summary, summarize_entry, threshold
-from records.tracks import entry_track
+from records.judge.logs import Entry, Run, read_entry
+from records.judge.statistics import Crossing, StepStatistics, Summary, summarize_entry, threshold
+from records.judge.tracks import entry_track
 
 
 def register(subparsers) -> None:
