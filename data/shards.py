@@ -94,7 +94,7 @@ def list_shards(folder: str | Path, split: str) -> list[Path]:
 
 
 def check_numbers(files: Sequence[Path]) -> None:
-    """Raises ShardError unless the shards have one name, and numbers without gap from 0 or 1 in name order."""
+    """Raises ShardError unless shards have one name, and numbers without gap from 0 or 1 in name order."""
     stems = [file.stem.rpartition("_") for file in files]
     for file, (name, _, number) in zip(files, stems, strict=True):
         if not number.isdecimal():
@@ -110,12 +110,33 @@ def check_numbers(files: Sequence[Path]) -> None:
 
 
 def digest(path: str | Path) -> str:
-    """16 hex digits of the SHA-256 of a shard's first and last 2 MiB: cheap, and it tells two corpora apart."""
+    """16 hex digits of the SHA-256 of a shard's first and last 2 MiB: cheap, and it tells corpora apart."""
     with open(path, "rb") as file:
         hashed = hashlib.sha256(file.read(DIGEST_BYTES))
         file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - DIGEST_BYTES))
         hashed.update(file.read())
     return hashed.hexdigest()[:16]
+
+
+def shard_facts(shards: Sequence[np.memmap]) -> dict[str, str]:
+    """Which data this is, for a log: "shard NAME" -> its size and digest."""
+    return {
+        f"shard {Path(shard.filename).name}": f"{len(shard):,} tokens, digest {digest(shard.filename)}"
+        for shard in shards
+    }
+
+
+def fact_differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What only `then` says (-) and what only `now` does (+), in one line; empty where they agree."""
+    sides = (("-", then.items() - now.items()), ("+", now.items() - then.items()))
+    return "; ".join(f"{sign} {name}: {told}" for sign, side in sides for name, told in sorted(side))
+
+
+def dataset_shards(name: str, train_shards: int, tokens: int) -> dict[str, int | None]:
+    """File name -> tokens of a dataset's shards; None where they differ: validation, and the last of many."""
+    numbered = {f"{name}_train_{number:06d}.bin": tokens for number in range(1, train_shards + 1)}
+    last = {f"{name}_train_{train_shards:06d}.bin": None} if train_shards > 1 else {}
+    return {f"{name}_val_000000.bin": None, **numbered, **last}
 
 
 def foreign_shard(folder: str | Path, own: Mapping[str, int | None]) -> Path | None:

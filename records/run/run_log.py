@@ -4,14 +4,18 @@
 each validation; `<id>.jsonl` beside it holds every step.
 """
 
+import fcntl
 import json
 import os
 import platform
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
+from types import TracebackType
 
 from tqdm import tqdm
 
@@ -21,45 +25,93 @@ class LogError(ValueError):
 
 
 class RunLog:
-    """Appends line by line, flushed. Nothing is ever overwritten: a new log takes a new name.
+    """Appends line by line. Nothing is ever overwritten: a new log takes a new name.
 
     A resumed log goes on behind its last whole line and leaves out what stands there already (the .jsonl
-    repeats the steps that were trained twice). Of several processes only the one that `writes` does.
+    repeats the steps that were trained twice). Of several processes only the one that `writes` does. The lock
+    on the log says that its run lives; it ends with the process, whatever ends that.
+
+    As a context: a start that fails before the first validation leaves no new log behind.
     """
 
     def __init__(self, path: Path, resume: bool, writes: bool) -> None:
-        self.path, self.last, self.files = path, (-1, -1), []  # last: run and step of the last line
+        self.path, self.last = path, (-1, -1)  # last: run and step of the last line
+        self.error: LogError | None = None  # what ended the writing: the run is to stop with a checkpoint
+        self.files: list[FileIO] = []
+        self.resumed = resume
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for file in (path, path.with_suffix(".jsonl")) if writes else ():
-                self.files.append(open(file, "r+" if resume else "x+", encoding="utf-8"))  # noqa: SIM115
+                self.files.append(FileIO(file, "r+" if resume else "x+"))  # unbuffered
         except OSError as error:
+            self._close(remove=not resume)
             raise LogError(
                 f"cannot write the log {path}: {error.strerror}. Name a folder with --out."
             ) from None
+        if self.files:
+            self._lock()
         for file in self.files:
-            whole = file.read().rpartition("\n")[0]
-            file.truncate(len(whole.encode()) + 1 if whole else 0)  # behind it: a line cut by kill -9
+            whole = file.readall().rpartition(b"\n")[0]
+            file.truncate(len(whole) + 1 if whole else 0)  # behind it: a line cut by kill -9
             file.seek(0, os.SEEK_END)
-            for found in re.finditer(r"^(?:seed: |step:(\d+)/)", whole, re.MULTILINE):
+            for found in re.finditer(rb"^(?:seed: |step:(\d+)/)", whole, re.MULTILINE):
                 self.last = (self.last[0], int(found[1])) if found[1] else (self.last[0] + 1, -1)
+        self.record(process=os.getpid(), host=socket.gethostname(), time=time.strftime("%Y-%m-%d %H:%M:%S"))
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close(remove=kind is not None and self.last[1] < 0 and not self.resumed)
+
+    def _close(self, remove: bool) -> None:
+        for file in self.files:
+            file.close()
+            if remove:
+                Path(file.name).unlink()
+
+    def _lock(self) -> None:
+        """Raises LogError where another process writes this log, naming it."""
+        try:
+            fcntl.lockf(self.files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            told = [line for line in self.files[1].readall().splitlines() if line.startswith(b'{"process"')]
+            holder = json.loads(told[-1]) if told else {}
+            raise LogError(
+                f"{self.path} is being written by process {holder.get('process', '?')} on "
+                f"{holder.get('host', '?')} since {holder.get('time', '?')}. Wait for that run, or stop it."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
     def head(self, script: str, versions: str, facts: dict[str, object], recipe: str) -> None:
-        """Write what stands before the first run. recipe: the effective one, as TOML."""
+        """Write what stands before the first run. recipe: the effective one, as TOML. Raises LogError."""
         rule = "=" * 100
         told = [f"{key}: {value}" for key, value in facts.items()]
         self.line("\n".join([script.rstrip("\n"), rule, versions, *told, "effective recipe:", recipe, rule]))
+        if self.error:
+            raise self.error
 
     def line(self, text: str, position: tuple[int, int] | None = None) -> None:
         """Append a line, unless the log is past its position (run, step) already."""
         if self.files and (position is None or position > self.last):
             self.last = position or self.last
-            print(text, file=self.files[0], flush=True)
+            self._append(self.files[0], text)
 
     def record(self, **values: object) -> None:
         """Append a line to the .jsonl."""
         if self.files:
-            print(json.dumps(values), file=self.files[1], flush=True)
+            self._append(self.files[1], json.dumps(values))
+
+    def _append(self, file: FileIO, text: str) -> None:
+        """The whole line, or none of it and `error`; nothing after that."""
+        end, rest = file.tell(), text.encode() + b"\n"
+        try:
+            while rest and not self.error:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            file.truncate(end)
+            self.error = LogError(f"cannot write the log {file.name}: {error.strerror}")
 
 
 def verdict(curve: list[tuple[int, float]], target: float) -> str:
@@ -94,8 +146,11 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line of its own, above the live one."""
         if self.shown:
-            self.bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                self.bar.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # nobody reads any more: the run goes on
+                leave_screen()
 
     def validated(self, step: int, val_loss: float) -> None:
         """A validation is over; speed is measured anew from here."""
@@ -121,6 +176,28 @@ class Progress:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+
+
+def say_now(text: str) -> None:
+    """Print a line on stderr from a signal handler: past every buffer."""
+    try:
+        os.write(2, f"{text}\n".encode())
+    except OSError:  # the terminal is gone
+        leave_screen()
+
+
+def last_words(text: str) -> str:
+    """Leave the text to ./run.sh too, which says it after what torchrun says of a run that ended early."""
+    if path := os.environ.get("LAST_WORDS"):
+        Path(path).write_text(f"{text}\n")
+    return text
+
+
+def leave_screen() -> None:
+    """Let what is printed from now on go nowhere, without an error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 class Clock:
