@@ -61,6 +61,7 @@ from records.run.run_log import (
     RunLog,
     last_words,
     processor_name,
+    say,
     say_now,
     verdict,
 )
@@ -758,7 +759,7 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
                     "compiled": args.compile}  # fmt: skip
             log.head(script, versions, told | facts, recipe.toml())
         if world.rank == 0:
-            print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)
+            say(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
         new = {"recipe": recipe.toml(), "seeds": args.seeds, "data": facts}
         for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
             state = checkpoint if index == checkpoint.get("run") else new | {"run": index}

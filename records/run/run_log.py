@@ -54,8 +54,11 @@ class RunLog:
             whole = file.readall().rpartition(b"\n")[0]
             file.truncate(len(whole) + 1 if whole else 0)  # behind it: a line cut by kill -9
             file.seek(0, os.SEEK_END)
-            for found in re.finditer(rb"^(?:seed: |step:(\d+)/)", whole, re.MULTILINE):
-                self.last = (self.last[0], int(found[1])) if found[1] else (self.last[0] + 1, -1)
+            for found in re.finditer(rb"^(?:(seed): |step:(\d+)/|seed \d+: )", whole, re.MULTILINE):
+                step = (
+                    int(found[2]) if found[2] else sys.maxsize
+                )  # behind the verdict nothing is left to tell
+                self.last = (self.last[0] + 1, -1) if found[1] else (self.last[0], step)
         self.record(process=os.getpid(), host=socket.gethostname(), time=time.strftime("%Y-%m-%d %H:%M:%S"))
 
     def __enter__(self) -> "RunLog":
@@ -176,6 +179,14 @@ class Progress:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+
+
+def say(text: str) -> None:
+    """Print a line; where nobody reads any more, go on without."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        leave_screen()
 
 
 def say_now(text: str) -> None:
