@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizers.building_blocks import average_
+from optimizers.norms import average_
 
 
 class EMANesterov(torch.optim.Optimizer):

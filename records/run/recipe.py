@@ -7,24 +7,57 @@ import difflib
 import fnmatch
 import inspect
 import json
+import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 RECORDS = Path(__file__).resolve().parents[1]
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
-SCHEDULE = {
+STAGES = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
+COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
     "cooldown_frac": 0.7,
-    "aux_cooldown_frac": None,
+    "cooldown_steps": None,
     "cooldown_power": 1.0,
-    "warmup_steps": 0,
+    "floor": 0.0,
     "steps": None,
-    "matrix": {},
+    "phases": None,
 }
+SCHEDULE = (
+    COOLDOWN | {f"aux_{key}": None for key in COOLDOWN} | {"warmup_steps": 0, "delay": [], "matrix": {}}
+)
 TABLES = ("matrix", "aux", "schedule", "init", "lookahead")
 LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
+
+
+class Keyword(Protocol):
+    """A hyperparameter of a method: its default, and what a value must be."""
+
+    default: Any
+
+    @property
+    def expected(self) -> str: ...
+
+    def check(self, value: object, where: str) -> None: ...
+
+
+class Rows(Protocol):
+    """What a method is made of; `exchanged` raises ValueError for stages that it cannot have."""
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Keyword]: ...
+
+    def exchanged(self, stages: Mapping[str, str]) -> "Rows": ...
+
+
+class Method(Protocol):
+    """A step function, as far as a recipe knows it."""
+
+    @property
+    def row(self) -> Rows: ...
 
 
 class RecipeError(ValueError):
@@ -38,9 +71,13 @@ class Recipe:
     matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
               "mlp.*", stands instead for the matrices it matches.
     aux:      AdamW of the embedding, the head and the 1-D parameters.
-    schedule: `cooldown_frac`, `aux_cooldown_frac` (AdamW's), `cooldown_power`, `warmup_steps`; `steps`, where
-              the cooldown is planned for a longer run than this one; in `matrix`, points [step, value] of
-              hyperparameters that change over the run, straight lines between.
+    schedule: `cooldown_frac` of the planned `steps`, or `cooldown_steps`; `cooldown_power`, `floor` (the last
+              factor); `steps`, where the cooldown is planned for a longer run than this one, a number or
+              points [from step, steps] of a plan that changes on the way; `phases`, knots that stand in for
+              all of these; the same with aux_ in front for AdamW; `warmup_steps`; `delay`, knots by how many
+              steps the schedule's clock is late; in `matrix`, knots of hyperparameters that change over the
+              run. A knot is [step, value] or [step, value, shape]: from the knot before, the value moves
+              along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
     init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; the rest starts as the baseline.
     lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
               before `stop`, averages of `decay`; empty: none.
@@ -70,12 +107,18 @@ class Recipe:
         return "; ".join(line for line in lines if line[0] in "-+")
 
     def step_names(self) -> list[str]:
-        """The step functions it uses, sorted."""
-        return sorted({self.matrix["step"], *(value["step"] for value in self.patterns().values())})
+        """The step functions it uses, by name and with their exchanged stages, sorted."""
+        return sorted({step_name(self.matrix), *map(step_name, self.patterns().values())})
 
     def patterns(self) -> dict[str, dict]:
         """The tables of [matrix] for some matrices only, by pattern."""
         return {key: value for key, value in self.matrix.items() if isinstance(value, dict)}
+
+
+def step_name(table: dict) -> str:
+    """ "aurora", or "aurora(precondition=soap)" where the table exchanges stages."""
+    stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGES if kind in table)
+    return f"{table['step']}({stages})" if stages else table["step"]
 
 
 def toml_lines(table: dict, path: str = "") -> Iterator[str]:
@@ -96,7 +139,7 @@ def recipe_files(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml"))} | entries
 
 
-def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Callable]) -> Iterator[str]:
+def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Method]) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
         yield f"{track} (default: {tracks[track].recipe})"
@@ -111,7 +154,7 @@ def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Callable]) ->
 def read_recipe(
     source: str | Path,
     tracks: Mapping[str, object],
-    steps: Mapping[str, Callable],
+    steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
 ) -> Recipe:
@@ -135,7 +178,7 @@ def parse_recipe(
     text: str,
     name: str,
     tracks: Mapping[str, object],
-    steps: Mapping[str, Callable],
+    steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
 ) -> Recipe:
@@ -163,32 +206,12 @@ def parse_recipe(
     effective = hyperparameters("[matrix]", plain, steps)
     for pattern, value in matrix.items():
         if isinstance(value, dict):  # another step function starts from its own defaults
+            where = f'[matrix."{pattern}"]'
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
-            effective[pattern] = hyperparameters(f'[matrix."{pattern}"]', inherited | value, steps)
+            effective[pattern] = hyperparameters(where, value, steps, inherited)
     check_keys("[aux]", aux, list(default))
     check_kinds("[aux]", aux, default)
-    check_keys("[schedule]", schedule, list(SCHEDULE))
-    schedule = SCHEDULE | schedule
-    if schedule["aux_cooldown_frac"] is None:
-        schedule["aux_cooldown_frac"] = schedule["cooldown_frac"]
-    check_kinds("[schedule]", schedule, SCHEDULE | {"aux_cooldown_frac": 0.7})
-    check_kinds("[schedule]", {"steps": schedule["steps"] or train_steps}, {"steps": 1})
-    if (schedule["steps"] or train_steps) < train_steps:
-        raise RecipeError(
-            f"[schedule] steps is {schedule['steps']}; expected at least the {train_steps} steps of the run."
-        )
-    for key in ("cooldown_frac", "aux_cooldown_frac"):
-        if not 0 < schedule[key] <= 1:
-            raise RecipeError(
-                f"[schedule] {key} is {schedule[key]}; expected a part of the run, above 0 and at most 1."
-            )
-    numbers = [key for key, value in effective.items() if isinstance(value, int | float) and key != "lr"]
-    check_keys("[schedule.matrix]", schedule["matrix"], numbers)
-    for key, points in schedule["matrix"].items():
-        if not points or any(len(point) != 2 for point in points) or sorted(points) != points:
-            raise RecipeError(
-                f"[schedule.matrix] {key} is {points}; expected points [[step, value], ...], steps rising."
-            )
+    schedule = parse_schedule(schedule, train_steps, effective)
     check_keys("[lookahead]", lookahead, list(LOOKAHEAD))
     check_kinds("[lookahead]", lookahead, LOOKAHEAD)
     lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
@@ -197,23 +220,103 @@ def parse_recipe(
     return Recipe(name, track, train_steps, effective, default | aux, schedule, init, lookahead, facts)
 
 
-def hyperparameters(where: str, table: dict, steps: Mapping[str, Callable]) -> dict:
-    """`step` and its defaults, the table's values over them. Raises RecipeError for what it does not take."""
-    step = table.get("step")
+def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
+    """The effective [schedule]: every key, AdamW's as the matrices' where nothing else is said."""
+    check_keys("[schedule]", said, list(SCHEDULE))
+    kinds = {"cooldown_steps": 1.0, "delay": [], "phases": [], "matrix": {}, "warmup_steps": 0}
+    for key, value in said.items():
+        plain = key.removeprefix("aux_")
+        if plain != "steps" or not isinstance(value, list):
+            like = kinds.get(plain, 1 if plain == "steps" else COOLDOWN.get(plain, SCHEDULE.get(plain)))
+            check_kinds("[schedule]", {key: value}, {key: like})
+    for prefix in ("", "aux_"):
+        both = [f"{prefix}{key}" for key in ("cooldown_frac", "cooldown_steps") if f"{prefix}{key}" in said]
+        if len(both) == 2:
+            raise RecipeError(f"[schedule] says both {both[0]} and {both[1]}; expected one of them.")
+        others = [key for key in said if key.startswith(prefix) and key.removeprefix(prefix) in COOLDOWN]
+        if f"{prefix}phases" in said and len(others) > 1:
+            other = next(key for key in others if key != f"{prefix}phases")
+            raise RecipeError(f"[schedule] says {prefix}phases and {other}, which phases replace; drop one.")
+    schedule = SCHEDULE | said
+    own_length = "aux_cooldown_frac" in said or "aux_cooldown_steps" in said
+    for key in COOLDOWN:
+        length = key in ("cooldown_frac", "cooldown_steps")
+        if schedule[f"aux_{key}"] is None and not (length and own_length and key == "cooldown_steps"):
+            schedule[f"aux_{key}"] = schedule[key]
+    for prefix in ("", "aux_"):
+        plan = schedule[f"{prefix}steps"]
+        points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
+        check_knots(f"[schedule] {prefix}steps", points, shapes=False)
+        if plan is not None and not isinstance(plan, list) and plan < train_steps:
+            raise RecipeError(
+                f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
+            )
+        if not 0 < schedule[f"{prefix}cooldown_frac"] <= 1:
+            raise RecipeError(
+                f"[schedule] {prefix}cooldown_frac is {schedule[f'{prefix}cooldown_frac']}; "
+                "expected a part of the run, above 0 and at most 1."
+            )
+        if schedule[f"{prefix}phases"] is not None:
+            check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
+    if schedule["delay"]:
+        check_knots("[schedule] delay", schedule["delay"])
+    groups = [matrix, *(value for value in matrix.values() if isinstance(value, dict))]
+    movable = {key for group in groups for key, value in group.items()
+               if isinstance(value, int | float) and not isinstance(value, bool) and key != "lr"}  # fmt: skip
+    check_keys("[schedule.matrix]", schedule["matrix"], sorted(movable))
+    for key, knots in schedule["matrix"].items():
+        check_knots(f"[schedule.matrix] {key}", knots)
+    return schedule
+
+
+def check_knots(where: str, knots: object, shapes: bool = True) -> None:
+    """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
+    expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
+    good = isinstance(knots, list) and knots and all(
+        isinstance(knot, list) and len(knot) in (2, 2 + shapes)
+        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in knot[:2])
+        and (len(knot) == 2 or knot[2] == "cosine"
+             or (isinstance(knot[2], int | float) and not isinstance(knot[2], bool) and 0 < knot[2] < math.inf))
+        for knot in knots
+    )  # fmt: skip
+    if not good or [knot[0] for knot in knots] != sorted({knot[0] for knot in knots}):
+        raise RecipeError(f"{where} is {knots}; expected points {expected}.")
+
+
+def hyperparameters(
+    where: str, table: dict, steps: Mapping[str, Method], inherited: Mapping[str, object] | None = None
+) -> dict:
+    """`step`, the stages exchanged, and every hyperparameter: the table's value, else the inherited, else the
+    default.
+
+    Raises RecipeError for a step, a stage or a key that is not known, and for a value out of its range.
+    """
+    said = dict(inherited or {}) | table
+    step = said.get("step")
     if not isinstance(step, str) or step not in steps:
         near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
         raise RecipeError(f"{where} says step = {step!r}; nearest: '{near[0]}'. Known: {', '.join(steps)}.")
-    parameters = inspect.signature(steps[step]).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    check_keys(f"{where} with step '{step}'", table, ["step", *defaults])
-    chosen = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | table).items()
-    }
-    for key, value in chosen.items():
+    stages = {kind: said[kind] for kind in STAGES if kind in said}
+    try:
+        known = steps[step].row.exchanged(stages).hyperparameters
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}.") from None
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGES, *known])
+    for name in inherited or ():
+        if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
+            raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")
+    effective: dict = {"step": step} | stages
+    for name, keyword in known.items():
+        value = said.get(name, keyword.default)
         if value is inspect.Parameter.empty:
-            raise RecipeError(f"{where} with step '{step}' needs {key}: give it a value.")
-    check_kinds(f"{where} with step '{step}'", table, defaults | {"lr": 0.01})
-    return {"step": step} | chosen
+            raise RecipeError(f"{where} with step '{step}' needs {name}: give it a value.")
+        if name in said:
+            try:
+                keyword.check(value, where)
+            except (TypeError, ValueError):
+                raise RecipeError(f"{where} says {name} = {value!r}; expected {keyword.expected}.") from None
+        effective[name] = list(value) if isinstance(value, tuple) else value
+    return effective
 
 
 def matches(pattern: str, module: str) -> bool:

@@ -1,20 +1,25 @@
-"""Riemannian Aurora: steepest ascent on the Stiefel manifold with equal row norms."""
+"""Riemannian Aurora's direction: steepest ascent on the Stiefel manifold with equal row norms."""
+
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from optimizers.building_blocks import (
-    Scalar,
-    State,
-    decay_,
-    inner,
-    nesterov_momentum,
-    safe_norm,
-    spectral_scale,
-    step_function,
-    unit,
-)
+from optimizers.norms import inner, safe_norm, unit
 from optimizers.polar import polar
+from optimizers.stage import stage
+from optimizers.stages.direction import Polar, PolarSteps
+
+
+@stage("direction")
+def stiefel(
+    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None,
+    outer_steps: Annotated[int, "[0, inf)", "ascent steps from the polar factor"] = 3,
+    retraction_steps: Annotated[int, "[0, inf)", "rounds of row norms and polar factor after each"] = 2,
+    ascent_step: Annotated[float, "[0, inf)", "length of an ascent step, times the gradient's own"] = 0.1,
+) -> Tensor:  # fmt: skip
+    """row_balanced_ascent(D); square matrices take the polar factor."""
+    return row_balanced_ascent(D, polar, polar_steps, outer_steps, retraction_steps, ascent_step)
 
 
 def row_multipliers(G: Tensor, U: Tensor, B: Tensor, rho: float) -> Tensor:
@@ -66,26 +71,3 @@ def row_balanced_ascent(
         for _ in range(retraction_steps):
             U = polar((n / m) ** 0.5 * unit(U, -1, 1e-7), method, steps)
     return U
-
-
-@step_function
-def riemannian_aurora(
-    weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.05, weight_decay: Scalar = 0.025,
-    momentum: Scalar = 0.95, nesterov: bool = True, polar: str = "simple", polar_steps: int | None = None,
-    outer_steps: int = 3, retraction_steps: int = 2, ascent_step: float = 0.1,
-) -> None:  # fmt: skip
-    """Riemannian Aurora (tilde-research/aurora-release@3d79a5c src/riemannian_aurora.py).
-
-    u as in muon;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) row_balanced_ascent(u); square matrices take
-    Muon's step
-
-    weight, grad [..., m, n]; state: momentum of the weight's shape. Not invariant to the gradient's scale:
-    the ascent direction grows with |u| while U stays at sqrt(min(m, n)). As published the non-square branch
-    stops with a dtype error; this is what it computes once everything is cast to one dtype.
-    """
-    u = nesterov_momentum(grad, state, momentum, nesterov)
-    U = spectral_scale(weight) * row_balanced_ascent(
-        u, polar, polar_steps, outer_steps, retraction_steps, ascent_step
-    )
-    decay_(weight, U, lr, weight_decay)
-    weight.sub_(lr * U)

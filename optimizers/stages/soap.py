@@ -1,24 +1,33 @@
-"""SOAP-Muon: Muon on momentum preconditioned in the eigenbases of the gradient's covariances."""
+"""SOAP: the momentum in the eigenbases of the gradient's covariances, divided there by its running RMS."""
+
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from optimizers.building_blocks import (
-    Scalar,
-    State,
-    apply_update_,
-    average_,
-    buffer,
-    count_step,
-    nesterov_momentum,
-    safe_norm,
-    spectral_scale,
-    squared,
-    step_function,
-)
-from optimizers.polar import orthogonal_direction
+from optimizers.norms import average_, safe_norm, squared
+from optimizers.stage import Scalar, State, buffer, stage
 
 REFRESH_EVERY = 10
+
+
+@stage("precondition")
+def soap(
+    G: Tensor, u: Tensor, state: State, t: Tensor, *,
+    beta2: Annotated[Scalar, "[0, 1)", "what the average of squares in the bases keeps"] = 0.9,
+    covariance_beta: Annotated[Scalar, "[0, 1)", "what the covariances keep"] = 0.9,
+    eps: Annotated[float, "[0, inf)", "added to the root of the average of squares"] = 1e-8,
+) -> Tensor:  # fmt: skip
+    """SOAP as record #14 has it (arXiv 2409.11321; modded-nanogpt@f411b3d 20260504_contra_muon_mlp_soapish).
+
+    D = preconditioned(u) in the eigenbases of L and R, averages of G G^T and G^T G; then the bases' upkeep.
+    They are made at the end of step 1 from one gradient, and refreshed by one orthogonal iteration at the end
+    of steps 11, 21, ...; V is permuted with them, not rotated. A covariance of deficient rank leaves part of
+    its basis to the eigenvalue routine: results then differ between machines.
+    """
+    D = preconditioned(u, state, beta2, eps)
+    update_bases(G, state, t, covariance_beta)
+    return D
 
 
 def preconditioned(u: Tensor, state: State, beta2: Scalar, eps: float) -> Tensor:
@@ -32,7 +41,7 @@ def preconditioned(u: Tensor, state: State, beta2: Scalar, eps: float) -> Tensor
     return D * (safe_norm(u) / safe_norm(D).clamp(min=1e-8))
 
 
-def update_bases(grad: Tensor, state: State, beta: Scalar) -> None:
+def update_bases(grad: Tensor, state: State, t: Tensor, beta: Scalar) -> None:
     """L <- b L + (1 - b) G G^T, R <- b R + (1 - b) G^T G, and their eigenbases, refreshed every 10 steps.
 
     Whether a refresh is due depends on the step count, a tensor: compiled it is a conditional of the graph
@@ -43,7 +52,6 @@ def update_bases(grad: Tensor, state: State, beta: Scalar) -> None:
     G = grad * (1e18 / safe_norm(grad).clamp(min=1e18))
     L = average_(buffer(state, "row_covariance", grad, (m, m)), G @ G.mT, beta)
     R = average_(buffer(state, "column_covariance", grad, (n, n)), G.mT @ G, beta)
-    t = count_step(state, grad)
     if "row_basis" not in state:
         buffer(state, "variance", grad)
         state["row_basis"] = torch.linalg.eigh(L).eigenvectors.flip(-1).contiguous()
@@ -81,34 +89,3 @@ def orthogonal_iteration(A: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     """Q of QR(A Q) with Q's columns sorted by diag(Q^T A Q) descending, and that order [..., 1, size]."""
     order = (Q * (A @ Q)).sum(-2, keepdim=True).argsort(stable=True, dim=-1, descending=True)
     return torch.linalg.qr(A @ Q.gather(-1, order.expand_as(Q))).Q.contiguous(), order
-
-
-@step_function
-def soap_muon(
-    weight: Tensor, grad: Tensor, state: State, *, lr: Scalar = 0.0375, weight_decay: Scalar = 0.0,
-    momentum: Scalar = 0.95, nesterov: bool = True, polar: str = "simple", polar_steps: int | None = None,
-    beta2: Scalar = 0.9, covariance_beta: Scalar = 0.9, eps: float = 1e-8, contra: Scalar = 0.4,
-    neuron_beta2: Scalar | None = 0.95, update_floor: Scalar = 0.35, radial_brake: Scalar | None = None,
-    cautious: bool = False,
-) -> None:  # fmt: skip
-    """SOAP-Muon (published result #14, branch of the MLP weights; modded-nanogpt@f411b3d
-    results/20260504_contra_muon_mlp_soapish). SOAP: arXiv 2409.11321.
-
-    u as in muon;  D = preconditioned(u) in the eigenbases Qr, Qc of L and R, averages of G G^T and G^T G;
-    then as contra_muon with D in u's place (contra, neuron normalisation and floor are on, as in #14);
-    last the bases' upkeep. Bases are made at the end of step 1 from one gradient, and refreshed by one
-    orthogonal iteration at the end of steps 11, 21, ...; V is permuted with them, not rotated.
-
-    weight, grad [..., m, n]; state: momentum, variance of the weight's shape, row_covariance and row_basis
-    [..., m, m], column_covariance and column_basis [..., n, n], step [..., 1, 1], neuron_variance.
-    A covariance of deficient rank leaves part of its basis to the eigenvalue routine: results then differ
-    between machines. #14's printed weight decay of .025 was never applied.
-    """
-    u = nesterov_momentum(grad, state, momentum, nesterov)
-    D = preconditioned(u, state, beta2, eps)
-    U = spectral_scale(weight) * orthogonal_direction(D, polar, polar_steps, contra)
-    apply_update_(
-        weight, U, state, lr=lr, weight_decay=weight_decay, cautious=cautious, neuron_beta2=neuron_beta2,
-        update_floor=update_floor, radial_brake=radial_brake,
-    )  # fmt: skip
-    update_bases(grad, state, covariance_beta)
