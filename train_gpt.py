@@ -32,16 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.shards import (
-    ShardError,
-    check_numbers,
-    dataset_shards,
-    fact_differences,
-    foreign_shard,
-    list_shards,
-    read_shard,
-    shard_facts,
-)
+from data.shards import ShardError, fact_differences, foreign_shard, open_shards, shard_facts
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
 from records.run.flatten import flatten
@@ -55,18 +46,8 @@ from records.run.recipe import (
     parse_seeds,
     read_recipe,
 )
-from records.run.run_log import (
-    Clock,
-    LogError,
-    Progress,
-    RunLog,
-    last_words,
-    processor_name,
-    say,
-    say_now,
-    verdict,
-)
-from records.run.signals import catch_signals
+from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
+from records.run.signals import catch_signals, last_words, say
 
 ROOT = Path(__file__).resolve().parent
 
@@ -181,13 +162,9 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
     track, shards = TRACKS[recipe.track], {}
     for split in ("train", "val"):
         folder = data / track.dataset
-        if not (files := list_shards(folder, split)):
+        if not (found := open_shards(folder, split)):
             raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
-        if split == "train":
-            check_numbers(files)
-        elif len(files) > 1:
-            raise ShardError(f"{folder}: expected one val shard, found {files[0].name} and {files[1].name}.")
-        shards[split] = [read_shard(file) for file in files]
+        shards[split] = found
     val = shards["val"][0]
     if len(val) <= track.val_tokens:
         raise RunError(f"{val.filename} holds {len(val):,} of the {track.val_tokens + 1:,} tokens needed.")
@@ -601,12 +578,10 @@ def train(
     lookahead = [optimizer for optimizer in optimizers if isinstance(optimizer, EMANesterov)]
     if "step" in state:
         try:
-            model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            for part, saved in zip([model, *optimizers], [state["model"], *state["optimizers"]], strict=True):
+                part.load_state_dict(saved)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            told = str(error).splitlines()[0]
-            raise RunError(f"--resume: the checkpoint does not fit the model: {told}") from None
+            raise RunError(f"--resume: the checkpoint does not fit: {str(error).splitlines()[0]}") from None
         log.line(f"resumed at step {state['step']}, world_size: {world.size}")
     first, curve = state.get("step", 0), state.get("curve", [])
     clock = Clock(world.barrier, state.get("seconds", 0.0))
@@ -724,14 +699,13 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     except (RunError, ShardError):
         if not data.is_dir():
             raise RunError(f"--data {data}: no such folder. Make it to have the data fetched.") from None
-        own = dataset_shards(track.fetch.rpartition(".")[2], track.shards, track.shard_tokens)
-        if foreign_shard(data / track.dataset, own):
+        folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
+        if foreign_shard(folder, name, track.shards, track.shard_tokens):
             raise  # nothing is fetched into a folder with the user's own shards
         shards = math.ceil(recipe.train_steps / ((track.shard_tokens - 2) // track.batch_tokens))
         if shards > track.shards:
             raise RunError(f"{recipe.train_steps} steps need {shards} shards of {track.shards}") from None
-        there = [int(file.stem[-6:]) for file in list_shards(data / track.dataset, "train")]
-        shards = max([shards, *there])  # a gap is filled too
+        shards = max([shards, *(int(file.stem[-6:]) for file in folder.glob("*_train_*.bin"))])  # fills gaps
         fetch = [track.fetch] + (["--shards", str(shards)] if track.shards > 1 else [])
     print(torch.cuda.device_count(), *fetch)
 
@@ -770,7 +744,7 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     asked += ["--compile"] if args.compile else []
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
     args.compile = args.compile or world.device.type == "cuda"
-    catch_signals(STOP, say_now if world.rank == 0 else lambda text: None)
+    catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
     with RunLog(resumed or args.out / name, resume=bool(resumed), writes=world.rank == 0) as log:
         if not resumed:

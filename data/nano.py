@@ -27,7 +27,7 @@ SHARD_SHA256 = {
     "nano_train_000001.bin": "1dcc0bfcd995d630717c1ad926ebc7dc8a2a0b04307e9c41a1a0bdc05d8360db",
     "nano_val_000000.bin": "d0047c7aaa663f051ef9781dbdecf7b46844c91f40f3f31c57c0ff102da7e9b3",
 }
-SHARD_TOKENS = {"nano_train_000001.bin": 16_063_360, "nano_val_000000.bin": 548_736}
+TRAIN_TOKENS = 16_063_360
 DEFAULT_DATA = Path(__file__).resolve().parent
 
 
@@ -87,7 +87,7 @@ def build_nano(folder: str | Path) -> list[Path]:
     train_path, val_path = paths = [Path(folder) / name for name in SHARD_SHA256]
     if all(is_built(path) for path in paths):
         return paths
-    if foreign := foreign_shard(folder, SHARD_TOKENS):
+    if foreign := foreign_shard(folder, "nano", 1, TRAIN_TOKENS):
         raise CorpusError(f"{foreign} is not of the nano corpus: nothing was written. Name another --data")
     contents = [contents for _, contents in find_corpus()]
     write_shard(val_path, cut_into_pieces(b"".join(contents[19::20])))

@@ -49,7 +49,7 @@ def write_shard(path: str | Path, tokens: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_shard(path: str | Path) -> np.ndarray:
+def read_shard(path: str | Path) -> np.memmap:
     """Map the shard: a read-only uint16 array [tokens], read from disk only where it is touched.
 
     Raises ShardError when the magic number, version or length of the file is wrong or it cannot be read, and
@@ -93,6 +93,18 @@ def list_shards(folder: str | Path, split: str) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.bin") if path.stem.split("_")[-2:-1] == [split])
 
 
+def open_shards(folder: str | Path, split: str) -> list[np.memmap]:
+    """The shards of a split in name order, mapped. Raises ShardError unless they are whole, of one corpus,
+    numbered without a gap from 0 or 1, and one for validation; empty where there is none.
+    """
+    files = list_shards(folder, split)
+    if split == "val" and len(files) > 1:
+        raise ShardError(f"{folder}: expected one val shard, found {files[0].name} and {files[1].name}.")
+    if split != "val":
+        check_numbers(files)
+    return [read_shard(file) for file in files]
+
+
 def check_numbers(files: Sequence[Path]) -> None:
     """Raises ShardError unless shards have one name, and numbers without gap from 0 or 1 in name order."""
     stems = [file.stem.rpartition("_") for file in files]
@@ -103,7 +115,8 @@ def check_numbers(files: Sequence[Path]) -> None:
             raise ShardError(f"{file}: expected shards of one corpus, found {files[0].name} too. "
                              "Keep one of them in the folder.")  # fmt: skip
     numbers = [int(number) for _, _, number in stems]
-    for file, number, expected in zip(files, numbers, itertools.count(min(numbers[0], 1)), strict=False):
+    counted = itertools.count(min([1, *numbers[:1]]))
+    for file, number, expected in zip(files, numbers, counted, strict=False):
         if number != expected:
             raise ShardError(f"{file}: expected number {expected} next in name order, found {number}. "
                              "Fetch or make what is missing, remove what is double.")  # fmt: skip
@@ -132,25 +145,21 @@ def fact_differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     return "; ".join(f"{sign} {name}: {told}" for sign, side in sides for name, told in sorted(side))
 
 
-def dataset_shards(name: str, train_shards: int, tokens: int) -> dict[str, int | None]:
-    """File name -> tokens of a dataset's shards; None where they differ: validation, and the last of many."""
-    numbered = {f"{name}_train_{number:06d}.bin": tokens for number in range(1, train_shards + 1)}
-    last = {f"{name}_train_{train_shards:06d}.bin": None} if train_shards > 1 else {}
-    return {f"{name}_val_000000.bin": None, **numbered, **last}
-
-
-def foreign_shard(folder: str | Path, own: Mapping[str, int | None]) -> Path | None:
+def foreign_shard(folder: str | Path, name: str, train_shards: int, tokens: int) -> Path | None:
     """A shard in the folder that is not of a dataset: the user's own, never to be mixed or written over.
 
-    own: name -> tokens of the dataset's shards, None where they differ. What has such a name but is no whole
-    shard counts as a broken one of the dataset.
+    The dataset's are `<name>_val_000000.bin` and `<name>_train_000001.bin` to number `train_shards`, each of
+    `tokens` tokens but the last of many. What has such a name but is no whole shard counts as a broken one.
     """
+    own: dict[str, int | None] = {f"{name}_train_{n:06d}.bin": tokens for n in range(1, train_shards + 1)}
+    own |= {f"{name}_val_000000.bin": None}
+    own |= {f"{name}_train_{train_shards:06d}.bin": None} if train_shards > 1 else {}
     for path in sorted(Path(folder).glob("*.bin")):
         try:
-            tokens = len(read_shard(path))
+            found = len(read_shard(path))
         except (ShardError, FileNotFoundError):
-            tokens = 0
+            found = 0
         expected = own.get(path.name)
-        if path.name not in own or (tokens and expected and tokens != expected):
+        if path.name not in own or (found and expected and found != expected):
             return path
     return None

@@ -13,7 +13,6 @@ from data.shards import (
     DIGEST_BYTES,
     ShardError,
     check_numbers,
-    dataset_shards,
     digest,
     fact_differences,
     foreign_shard,
@@ -166,12 +165,11 @@ def test_facts_name_what_differs(tmp_path):
 
 
 def test_a_users_own_shard_is_told_from_a_datasets(tmp_path):
-    own = dataset_shards("a", 2, 100)
     write_shard(tmp_path / "a_train_000001.bin", np.zeros(100, int))
     write_shard(tmp_path / "a_train_000002.bin", np.zeros(40, int))  # the last one may be shorter
     (tmp_path / "a_val_000000.bin").write_bytes(b"cut")
-    assert foreign_shard(tmp_path, own) is None
+    assert foreign_shard(tmp_path, "a", 2, 100) is None
     write_shard(tmp_path / "b_train_000001.bin", [1])
-    assert foreign_shard(tmp_path, own) == tmp_path / "b_train_000001.bin"
+    assert foreign_shard(tmp_path, "a", 2, 100) == tmp_path / "b_train_000001.bin"
     write_shard(tmp_path / "a_train_000001.bin", np.zeros(30, int))
-    assert foreign_shard(tmp_path, own) == tmp_path / "a_train_000001.bin"
+    assert foreign_shard(tmp_path, "a", 2, 100) == tmp_path / "a_train_000001.bin"

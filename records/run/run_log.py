@@ -19,6 +19,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from records.run.signals import leave_screen
+
 
 class LogError(ValueError):
     """The log cannot be written. The message says where and what to do."""
@@ -41,8 +43,8 @@ class RunLog:
         self.resumed = resume
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for file in (path, path.with_suffix(".jsonl")) if writes else ():
-                self.files.append(FileIO(file, "r+" if resume else "x+"))  # unbuffered
+            for name in (path, path.with_suffix(".jsonl")) if writes else ():
+                self.files.append(FileIO(name, "r+" if resume else "x+"))  # unbuffered
         except OSError as error:
             self._close(remove=not resume)
             raise LogError(
@@ -179,36 +181,6 @@ class Progress:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
-
-
-def say(text: str) -> None:
-    """Print a line; where nobody reads any more, go on without."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        leave_screen()
-
-
-def say_now(text: str) -> None:
-    """Print a line on stderr from a signal handler: past every buffer."""
-    try:
-        os.write(2, f"{text}\n".encode())
-    except OSError:  # the terminal is gone
-        leave_screen()
-
-
-def last_words(text: str) -> str:
-    """Leave the text to ./run.sh too, which says it after what torchrun says of a run that ended early."""
-    if path := os.environ.get("LAST_WORDS"):
-        Path(path).write_text(f"{text}\n")
-    return text
-
-
-def leave_screen() -> None:
-    """Let what is printed from now on go nowhere, without an error."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
 
 
 class Clock:
