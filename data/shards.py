@@ -116,9 +116,9 @@ def check_numbers(files: Sequence[Path]) -> None:
                              "Keep one of them in the folder.")  # fmt: skip
     numbers = [int(number) for _, _, number in stems]
     counted = itertools.count(min([1, *numbers[:1]]))
-    for file, number, expected in zip(files, numbers, counted, strict=False):
-        if number != expected:
-            raise ShardError(f"{file}: expected number {expected} next in name order, found {number}. "
+    for file, found, expected in zip(files, numbers, counted, strict=False):
+        if found != expected:
+            raise ShardError(f"{file}: expected number {expected} next in name order, found {found}. "
                              "Fetch or make what is missing, remove what is double.")  # fmt: skip
 
 
@@ -133,10 +133,8 @@ def digest(path: str | Path) -> str:
 
 def shard_facts(shards: Sequence[np.memmap]) -> dict[str, str]:
     """Which data this is, for a log: "shard NAME" -> its size and digest."""
-    return {
-        f"shard {Path(shard.filename).name}": f"{len(shard):,} tokens, digest {digest(shard.filename)}"
-        for shard in shards
-    }
+    files = [(Path(str(shard.filename)), len(shard)) for shard in shards]
+    return {f"shard {file.name}": f"{tokens:,} tokens, digest {digest(file)}" for file, tokens in files}
 
 
 def fact_differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:

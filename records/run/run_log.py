@@ -139,7 +139,7 @@ class Progress:
     """
 
     def __init__(
-        self, steps: int, first: int, batch_tokens: int, peak_share: float, shown: bool, writer: object | None
+        self, steps: int, first: int, batch_tokens: int, peak_share: float, shown: bool, writer: Any
     ) -> None:
         self.batch_tokens, self.peak_share, self.shown, self.writer = batch_tokens, peak_share, shown, writer
         layout = "{n_fmt}/{total_fmt}{postfix}, {remaining} left"
