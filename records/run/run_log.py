@@ -16,6 +16,7 @@ from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -131,6 +132,14 @@ def verdict(curve: list[tuple[int, float]], target: float) -> str:
     return f"target {target} not reached; {told}"
 
 
+class Scalars(Protocol):
+    """What tensorboard's SummaryWriter is used for."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> object: ...
+
+    def close(self) -> object: ...
+
+
 class Progress:
     """What is seen while it trains: a live line on a terminal, lines of text, scalars for tensorboard.
 
@@ -139,7 +148,13 @@ class Progress:
     """
 
     def __init__(
-        self, steps: int, first: int, batch_tokens: int, peak_share: float, shown: bool, writer: Any
+        self,
+        steps: int,
+        first: int,
+        batch_tokens: int,
+        peak_share: float,
+        shown: bool,
+        writer: Scalars | None,
     ) -> None:
         self.batch_tokens, self.peak_share, self.shown, self.writer = batch_tokens, peak_share, shown, writer
         layout = "{n_fmt}/{total_fmt}{postfix}, {remaining} left"
@@ -173,8 +188,9 @@ class Progress:
         return speed
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items() if self.writer is not None else ():
-            self.writer.add_scalar(name, value, step)
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Leave the terminal's last line free."""
