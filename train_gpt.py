@@ -355,7 +355,9 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
         if pattern in patterns and not group["params"]:
             raise RunError(f'[matrix."{pattern}"] matches no hidden matrix; expected one such as "mlp.*".')
         scheduled = recipe.schedule["matrix"].items()
-        group |= {key: torch.tensor(float(points[0][1])) for key, points in scheduled if key in group}
+        dtype = group["params"][0].dtype if group["params"] else None
+        group |= {key: torch.tensor(float(points[0][1]), dtype=dtype)
+                  for key, points in scheduled if key in group}  # fmt: skip
     return [group for group in groups.values() if group["params"]]
 
 
@@ -525,6 +527,23 @@ def forward_backward(net: nn.Module, batch: tuple[Tensor, ...], micro_batch: int
     return total
 
 
+def compute_gradients(
+    net: nn.Module, optimizers: list[torch.optim.Optimizer], batch: tuple, micro_batch: int, world: World
+) -> Tensor:
+    """forward_backward at the point where the optimizers want the gradient."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, EMANesterov):
+            optimizer.look_ahead()
+    return forward_backward(net, batch, micro_batch, world)
+
+
+def apply_update(optimizers: list[torch.optim.Optimizer]) -> None:
+    """One update with the gradients at hand, which are gone afterwards."""
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
 def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: Path | None) -> Progress:
     """The screen, and tensorboard if asked. A token costs 6 FLOPs a weight, and those of causal attention."""
     track, writer = TRACKS[recipe.track], None
@@ -589,9 +608,7 @@ def train(
         if step == recipe.train_steps:
             break
         set_learning_rates(optimizers, recipe, step)
-        for ahead in lookahead:
-            ahead.look_ahead()
-        loss = forward_backward(net, next(batches), args.micro_batch, world)
+        loss = compute_gradients(net, optimizers, next(batches), args.micro_batch, world)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
         total, stopping = world.sum(torch.stack([loss, torch.full_like(loss, len(STOP))])).tolist()
         loss = total / track.batch_tokens
@@ -604,9 +621,7 @@ def train(
             for ahead in lookahead:
                 ahead.look_back()
             raise RunError(f"{told}; checkpoint before it: {checkpoint(step)}. Try a lower learning rate.")
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        apply_update(optimizers)
         rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
