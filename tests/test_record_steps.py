@@ -26,7 +26,7 @@ def trust(s: int) -> Options:
     return {"trust": True, "trust_floor": floor, "trust_cap": 0.85 if s < 1625 else 1.0}
 
 
-SOAP = {"covariance_start": "diagonal", "eps_rule": "clamp"}
+SOAP = {"start": "diagonal", "eps_rule": "clamp"}
 BY_SCHATTEN = {"norm": "schatten4", "lr": 0.0375, "weight_decay": 0.0, "neuron_beta2": None, "contra": 0.0}
 RECORD_44 = BY_SCHATTEN | SOAP | {"refresh_every": 1, "update_floor": 0.3825, "radial_brake": 0.5}
 RECORD_46 = RECORD_44 | {
@@ -76,7 +76,7 @@ LATE = tuple(range(2600, 2613))
 SOFT_SOAP = "soft_muon(precondition=soap)"
 CASES = [
     Case("soap_muon_record44", "", "soap_muon", lambda s: RECORD_44),
-    Case("soap_muon_record44", "zerocov_", "soap_muon", lambda s: RECORD_44 | {"covariance_start": "zero"}),
+    Case("soap_muon_record44", "zerocov_", "soap_muon", lambda s: RECORD_44 | {"start": "zero"}),
     Case("soap_muon_record44", "zerow_", "soap_muon", lambda s: RECORD_44, zero=True),
     Case("soap_muon_record44", "gated_", "soap_muon", lambda s: RECORD_44 | trust(s), GATED),
     Case("soap_muon_record44", "late_", "soap_muon", lambda s: RECORD_44, tuple(range(12))),

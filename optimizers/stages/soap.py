@@ -22,9 +22,7 @@ def soap(
     trust_floor: Annotated[Scalar, "[0, 1]", "the least way that trust goes"] = 0.0,
     trust_cap: Annotated[Scalar, "[0, 1]", "the longest way that trust goes"] = 1.0,
     refresh_every: Annotated[int, "[1, inf)", "steps between two refreshes of the bases"] = 10,
-    covariance_start: Annotated[
-        str, "zero | diagonal", "covariances before the first step; diagonal: from 1 to 2, for tests"
-    ] = "zero",
+    start: Annotated[str, "zero | diagonal", "covariances at first: zero or diag(1..2), for tests"] = "zero",
 ) -> Tensor:  # fmt: skip
     """SOAP (arXiv 2409.11321) as the records have it from #14 on (modded-nanogpt@f411b3d, track 3 results).
 
@@ -32,13 +30,13 @@ def soap(
     gate lets it; then the bases' upkeep. They are made at the end of step 1 from one gradient, and refreshed
     by one orthogonal iteration at the end of every `refresh_every`-th step after it; V is permuted with them,
     not rotated. A covariance of deficient rank leaves part of its basis to the eigenvalue or QR routine:
-    results then differ between machines, which covariance_start = "diagonal" avoids.
+    results then differ between machines, which start = "diagonal" avoids.
     """
     D = preconditioned(u, state, beta2, eps, eps_rule, denominator_floor, soap_part, norm)
     if trust:
         gate = agreement(D, u, G).clamp(min=trust_floor).clamp(max=trust_cap)
         D = resized(u + gate * (D - u), u, norm)
-    update_bases(G, state, t, covariance_beta, refresh_every, refresh, covariance_start)
+    update_bases(G, state, t, covariance_beta, refresh_every, refresh, start)
     return D
 
 
