@@ -10,6 +10,7 @@ the validation. Free: the recipe, that is the optimizer, its hyperparameters, sc
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run catches signals: no traceback of an import
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -28,22 +32,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.shards import ShardError, list_shards, read_shard
-from optimizers import STEPS, MatrixOptimizer
+from data.shards import ShardError, fact_differences, foreign_shard, open_shards, shard_facts
+from optimizers import AROUND, STEPS, MatrixOptimizer
+from optimizers.around.around import Around, arounds_in, read_losses
+from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
 from optimizers.stage import named_step
+from optimizers.starting_point import start_parameters
 from records.run.flatten import flatten, literal
 from records.run.recipe import (
+    AUX_OPTIONS,
     COOLDOWN,
     Recipe,
     RecipeError,
+    is_knots,
     list_recipes,
     matches,
     parse_recipe,
     parse_seeds,
+    plain_in,
     read_recipe,
+    tables_in,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
+from records.run.signals import catch_signals, last_words, say
 from records.run.track import Track, TrackError, read_track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parent
@@ -66,19 +78,19 @@ def plan_blocks(lengths: list[int], batch_tokens: int, steps: int) -> list[tuple
     blocks = [(shard, start) for shard, firsts in enumerate(starts) for start in firsts]
     if len(blocks) < steps:
         raise RunError(f"{steps} steps need as many blocks of {batch_tokens:,} tokens, the shards hold "
-                       f"{len(blocks)}. Fetch more data, or train with --steps {len(blocks)}.")
+                       f"{len(blocks)} ({sum(lengths):,} tokens of {steps * batch_tokens + 1:,}). "
+                       f"Fetch more data, or train with --steps {len(blocks)}.")
     return blocks[:steps]
 
 
 def read_block(shard: np.ndarray, start: int, track: Track, world: "World") -> tuple[Tensor, Tensor]:
     """This rank's inputs and targets [rows, context] (int64) of the block that begins at `start`."""
     share = track.batch_tokens // world.size
-    start += world.rank * share
-    tokens = shard[start : start + share + 1].astype(np.int64)
-    if tokens.max() >= track.token_limit:
-        raise ShardError(f"{shard.filename}: token {tokens.max()} at {start + tokens.argmax():,}, expected "
+    block = shard[start : start + track.batch_tokens + 1]
+    if block.max() >= track.token_limit:  # the whole block: all ranks stop at the same step
+        raise ShardError(f"{shard.filename}: token {block.max()} at {start + block.argmax():,}, expected "
                          f"below {track.token_limit}. Remove the file and fetch it again.")
-    rows = torch.from_numpy(tokens)
+    rows = torch.from_numpy(block[world.rank * share : (world.rank + 1) * share + 1].astype(np.int64))
     return rows[:-1].view(-1, track.context), rows[1:].view(-1, track.context)
 
 
@@ -110,13 +122,13 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
     track, shards = recipe.track, {}
     for split in ("train", "val"):
         folder = data / track.dataset
-        if not (files := list_shards(folder, split)):
+        if not (found := open_shards(folder, split)):
             told = f"run `python -m {track.fetch}`" if track.fetch else "put them there, or name --data DIR"
             raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: {told}.")
-        shards[split] = [read_shard(file) for file in files]
+        shards[split] = found
     val = shards["val"][0]
     if len(val) <= track.val_tokens:
-        raise RunError(f"{val.filename} holds {len(val)} of {track.val_tokens + 1} tokens.")
+        raise RunError(f"{val.filename} holds {len(val):,} of the {track.val_tokens + 1:,} tokens needed.")
     lengths = [len(shard) for shard in shards["train"]]
     return shards["train"], plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val
 
@@ -228,26 +240,11 @@ class GPT(nn.Module):
         return self.loss(self.proj, self.norm2(x), targets)
 
 
-@torch.no_grad()
-def initialise(model: GPT, stds: dict[str, float], seed: int) -> None:
-    """Gains 1, biases 0, embedding N(0, 1), every `proj` 0, other weights N(0, 0.33 / inputs).
-
-    stds: pattern -> standard deviation of the weights whose module it matches ("mlp.fc", "blocks.0.mlp.fc").
-    Raises RunError for a pattern that matches nothing.
-    """
-    generator, unused = torch.Generator().manual_seed(seed), set(stds)
-    for name, parameter in model.named_parameters():
-        module, _, kind = name.rpartition(".")
-        matching = [pattern for pattern in stds if kind == "weight" and matches(pattern, module)]
-        unused -= set(matching)
-        if kind in ("gains", "bias"):
-            parameter.fill_(kind == "gains")
-            continue
-        std = 1.0 if module == "embed" else (0.33 / parameter.size(1)) ** 0.5
-        std = stds[matching[0]] if matching else 0.0 if module.endswith("proj") else std
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std if std else torch.zeros(()))
-    if unused:
-        raise RunError(f"[init] {sorted(unused)[0]!r} matches no module; expected one such as 'mlp.fc'.")
+def initialise(model: GPT, init: dict, seed: int) -> None:
+    """Start the parameters as [init] says, see start_parameters. RunError for a pattern of no module."""
+    head_dim = model.blocks[0].attn.head_dim
+    for pattern in start_parameters(dict(model.named_parameters()), init, seed, head_dim, matches):
+        raise RunError(f"[init] {pattern!r} matches no module; expected one such as 'mlp.fc'.")
 
 
 @torch.no_grad()
@@ -274,54 +271,111 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
     tracks = shipped_tracks()
     if track and track.name not in tracks:
         tracks, changes = tracks | {track.name: track}, [*changes, f'track="{track.name}"']
-    return read_recipe(source, tracks, STEPS, changes, track and track.name)
+    return read_recipe(source, tracks, STEPS, changes, track and track.name, AROUND)
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
-    last, over all of them, EMA-Nesterov where the recipe looks ahead.
+    then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
 
-    Every group remembers `initial_lr` and its `schedule` ("aux" or "matrix") for set_learning_rates.
+    Every group remembers what set_learning_rates needs: `initial_lr` and its `schedule` ("aux" or "matrix"),
+    and the `knots` of whatever else changes over the run.
     """
-    aux, scalars = recipe.aux, [p for p in model.parameters() if p.ndim < 2]
-    params = {"embed": [model.embed.weight], "head": [model.proj.weight], "scalar": scalars}
-    groups = [{"params": params[name], "lr": aux[f"{name}_lr"]} for name in params]
-    options = {"betas": tuple(aux["betas"]), "eps": aux["eps"], "weight_decay": aux["weight_decay"]}
-    adamw = torch.optim.AdamW(groups, **options, fused=True)
-    matrix = MatrixOptimizer(matrix_groups(model, recipe), step=recipe.matrix["step"], reduce_gradients=False)
-    covered = [p for group in adamw.param_groups + matrix.param_groups for p in group["params"]]
+    usual, own = aux_groups(model, recipe)
+    optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
+    optimizers["matrix"] = MatrixOptimizer(matrix_groups(model, recipe), step=recipe.matrix["step"],
+                                           reduce_gradients=False)  # fmt: skip
+    optimizers |= {"adam": AuxAdamW(own)} if own else {}
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    covered = [p for group in groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
-    for kind, optimizer in (("aux", adamw), ("matrix", matrix)):
+    for kind, optimizer in optimizers.items():
         for group in optimizer.param_groups:
-            group |= {"initial_lr": group["lr"], "schedule": kind}
-    if not recipe.lookahead:
-        return [adamw, matrix]
-    group = {"params": model.parameters(), "initial_lr": recipe.lookahead["strength"], "schedule": "matrix"}
-    return [adamw, matrix, EMANesterov([group | recipe.lookahead])]
+            group |= {"initial_lr": group["lr"], "schedule": "matrix" if kind == "matrix" else "aux"}
+    for group in optimizers["matrix"].param_groups:
+        group["knots"] = {key: knots for key, knots in recipe.schedule["matrix"].items() if key in group}
+    if ahead := dict(recipe.lookahead):
+        kind, late = ("aux", 1) if ahead.get("scaled_by") == "embed_before" else ("matrix", 0)
+        ahead |= {"initial_lr": ahead["strength"], "schedule": kind, "late": late,
+                  "window": (ahead["start"], ahead["stop"])}  # fmt: skip
+        optimizers["lookahead"] = EMANesterov([{"params": model.parameters()} | ahead])
+    optimizers |= {name: build_around(model, name, table) for name, table in recipe.surroundings().items()}
+    for optimizer in optimizers.values():
+        if isinstance(optimizer, Around):
+            optimizer.attach(model, optimizers)
+    return list(optimizers.values())
 
 
-def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """A parameter group for each pattern of [matrix] and one for the rest; the first that matches counts.
+def grouped(where: str, named: dict[str, nn.Parameter], tables: dict[str, dict]) -> list[dict]:
+    """A parameter group for each pattern that `tables` has values for; the first that matches a name counts.
 
-    What [schedule.matrix] changes is a 0-d tensor: a compiled step sees new values without recompiling.
+    Raises RunError for a pattern that is left without a parameter; "*", the rest, may be.
     """
-    patterns = recipe.patterns()
-    plain = {key: value for key, value in recipe.matrix.items() if key not in patterns}
-    groups = {pattern: {"params": [], **values} for pattern, values in (patterns | {"*": plain}).items()}
-    for name, parameter in model.named_parameters():
-        if name.startswith("blocks.") and parameter.ndim >= 2:
-            module = name.removesuffix(".weight")
-            groups[next(key for key in groups if matches(key, module))]["params"].append(parameter)
+    groups = {pattern: {"params": [], "name": pattern, **values} for pattern, values in tables.items()}
+    for name, parameter in named.items():
+        if pattern := next((pattern for pattern in groups if matches(pattern, name)), None):
+            groups[pattern]["params"].append(parameter)
     for pattern, group in groups.items():
-        if pattern in patterns and not group["params"]:
-            raise RunError(f'[matrix."{pattern}"] matches no hidden matrix; expected one such as "mlp.*".')
-        scheduled = recipe.schedule["matrix"].items()
-        group |= {key: torch.tensor(float(points[0][1])) for key, points in scheduled if key in group}
+        if pattern != "*" and not group["params"]:
+            raise RunError(f'[{where}."{pattern}"] matches none of them; expected one such as {min(named)}.')
     return [group for group in groups.values() if group["params"]]
 
 
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is one of the matrices of the blocks."""
+    return name.startswith("blocks.") and parameter.ndim >= 2
+
+
+def aux_groups(model: nn.Module, recipe: Recipe) -> tuple[list[dict], list[dict]]:
+    """AdamW's parameter groups: those for torch's, and those for AuxAdamW, which has more options."""
+    rest = {name: p for name, p in model.named_parameters() if not is_hidden(name, p)}
+    aux, kinds = recipe.aux, {"embed.weight": "embed", "proj.weight": "head"}
+    options = {key: aux[key] for key in ("betas", "eps", "weight_decay")}
+    options |= {key: aux.get(key, default) for key, default in AUX_OPTIONS.items()}
+    usual, own = [], []
+    for kind in ("embed", "head", "scalar"):
+        named = {name: p for name, p in rest.items() if kinds.get(name, "scalar") == kind}
+        tables = {pattern: table for pattern, table in tables_in(aux).items()
+                  if any(matches(pattern, name) for name in named)}  # fmt: skip
+        for group in grouped("aux", named, tables | {"*": {}}):
+            group = {"lr": aux[f"{kind}_lr"]} | options | group
+            group |= {"betas": tuple(group["betas"]), "name": kind if group["name"] == "*" else group["name"]}
+            more = {key: group.pop(key) for key in AUX_OPTIONS}
+            (usual if more == AUX_OPTIONS else own).append(group if more == AUX_OPTIONS else group | more)
+    grouped("aux", rest, tables_in(aux))  # each pattern matches something
+    return usual, own
+
+
+def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """A parameter group for each pattern of [matrix] and one for the rest.
+
+    What [schedule.matrix] changes is a 0-d tensor: a compiled step sees new values without recompiling.
+    """
+    hidden = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if is_hidden(name, p)}
+    groups = grouped("matrix", hidden, recipe.patterns() | {"*": plain_in(recipe.matrix)})
+    for group in groups:
+        moved = {key: knots[0][1] for key, knots in recipe.schedule["matrix"].items() if key in group}
+        dtype = group["params"][0].dtype
+        group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
+    return groups
+
+
+def build_around(model: nn.Module, name: str, table: dict) -> Around:
+    """What a table of [around] or [readout] says, over the parameters that it names."""
+    over, but, plain = table["params"], table["but"], plain_in(table)
+    chosen = {name: parameter for name, parameter in model.named_parameters()
+              if any(matches(pattern, name) for pattern in over)
+              and not any(matches(pattern, name) for pattern in but)}  # fmt: skip
+    values = {key: value for key, value in plain.items() if key not in ("kind", "params", "but")}
+    groups = grouped(name, chosen, tables_in(table) | {"*": {}})
+    for group in groups:
+        knots = {key: value for key, value in (values | group).items() if is_knots(value)}
+        group |= {key: points[0][1] for key, points in knots.items()} | {"name": name, "knots": knots}
+    return AROUND[table["kind"]](groups, **values)
+
+
 def value_at(knots: list[list], step: float) -> float:
-    """The value at a step between knots [step, value, shape]: as x^shape from the one before, or a cosine."""
+    """At a step between knots [step, value, shape]: from the knot before on, along x^shape or a cosine."""
     before = knots[0]
     for knot in knots:
         if step < knot[0]:
@@ -352,40 +406,60 @@ def learning_rate_factor(step: int, recipe: Recipe, kind: str) -> float:
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> None:
-    """Set what changes over the run for update `step` (from 0), before the update."""
-    knots = recipe.schedule["matrix"]
+    """Set what changes over the run for update `step` (from 0), before its gradient is taken."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        on = group.get("start", 0) <= step < group.get("stop", math.inf)
-        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, group["schedule"])
-        for key in knots if group["schedule"] == "matrix" else ():
-            if key in group:
-                group[key].fill_(value_at(knots[key], step))
+        group["update"] = step
+        if "schedule" in group:
+            start, stop = group.get("window", (0, math.inf))
+            before = max(step - group.get("late", 0), 0)
+            factor = learning_rate_factor(before, recipe, group["schedule"])
+            group["lr"] = (start <= step < stop) * group["initial_lr"] * factor
+        for key, knots in group.get("knots", {}).items():
+            value = value_at(knots, step)
+            group[key] = group[key].fill_(value) if isinstance(group[key], Tensor) else value
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Checkpoints: written whole or not at all, the last two kept
 
+# What a checkpoint holds: `model` and `optimizers` are their state_dict()s, `curve` the validations so far.
+CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "recipe": str, "seeds": str,
+              "data": dict, "model": dict, "optimizers": list}  # fmt: skip
+
 
 def save_checkpoint(folder: Path, state: dict) -> Path:
-    """Write `state` below `folder`; a reader never sees half a file."""
+    """Write `state` below `folder`; a reader never sees half a file. Raises OSError or RuntimeError."""
     path = folder / f"run{state['run']:03d}_step{state['step']:06d}.pt"
+    temporary = path.with_suffix(".tmp")
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        for stray in folder.glob("*.tmp"):  # of a process that was killed too
+            stray.unlink()
     for old in sorted(folder.glob("*.pt"))[:-2]:
         old.unlink()
     return path
 
 
-def newest_checkpoint(out: Path) -> dict:
-    """The newest checkpoint below `out` that can be read; says which cannot. RunError if there is none."""
-    files = sorted(out.glob("*.checkpoints/*.pt"), key=lambda file: file.stat().st_mtime_ns)
+def newest_checkpoint(out: Path, run: Path) -> tuple[Path | None, dict]:
+    """The log and the newest good checkpoint of `run`, in `out` unless it says where; "*": of any run.
+
+    Says which checkpoints cannot be read. Raises RunError if none can.
+    """
+    out, name = run.parent if run.parent != Path() else out, re.sub(r"\.(txt|checkpoints)$", "", run.name)
+    files = sorted(out.glob(f"{name}.checkpoints/*.pt"), key=lambda file: file.stat().st_mtime_ns)
     for path in reversed(files):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if all(isinstance(state[key], kind) for key, kind in CHECKPOINT.items()):
+                return path.parent.with_suffix(".txt"), state
+            found = "not a run's"
         except Exception as error:  # whatever a damaged file raises
-            print(f"cannot read {path} ({type(error).__name__}); trying the one before", file=sys.stderr)
-    raise RunError(f"--resume: no good checkpoint in {out}/*.checkpoints/. --checkpoint-every N makes them.")
+            found = type(error).__name__
+        print(f"cannot read {path} ({found}); trying the one before", file=sys.stderr)
+    raise RunError(f"--resume: no good {out}/{name}.checkpoints/*.pt. --checkpoint-every N makes them.")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -489,6 +563,24 @@ def forward_backward(net: nn.Module, batch: tuple[Tensor, ...], micro_batch: int
     return total
 
 
+def compute_gradients(
+    net: nn.Module, optimizers: list[torch.optim.Optimizer], batch: tuple, micro_batch: int, world: World
+) -> Tensor:
+    """forward_backward at the point where the optimizers want the gradient."""
+    for around in arounds_in(optimizers):
+        around.before_gradient()
+    return forward_backward(net, batch, micro_batch, world)
+
+
+def apply_update(optimizers: list[torch.optim.Optimizer]) -> None:
+    """One update with the gradients at hand, which are gone afterwards."""
+    for around in arounds_in(optimizers):
+        around.after_gradient()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
 def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: Path | None) -> Progress:
     """The screen, and tensorboard if asked. A token costs 6 FLOPs a weight, and those of causal attention."""
     track, writer = recipe.track, None
@@ -505,33 +597,40 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
 
 
 def train(
-    recipe: Recipe, run: int, seed: int, world: World, log: RunLog, args: argparse.Namespace, state: dict
+    recipe: Recipe, seed: int, world: World, log: RunLog, args: argparse.Namespace, data: tuple, state: dict
 ) -> None:
-    """One training, from `state` (a checkpoint; empty for a new one) to the recipe's last step.
+    """One training, from `state` to the recipe's last step. state: a checkpoint, or of a new run its number,
+    recipe, seeds and data.
 
-    A signal ends it (SystemExit), a loss or gradient that is not finite too (RunError), with a checkpoint.
+    What ends it earlier leaves a checkpoint: a signal (SystemExit), a loss or gradient that is not finite, a
+    damaged shard, a log that cannot be written (RunError).
     """
-    track, (shards, blocks, val_shard) = recipe.track, open_data(args.data, recipe)
+    track, (shards, blocks, val_shard), run = recipe.track, data, state["run"]
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
-    lookahead = [optimizer for optimizer in optimizers if isinstance(optimizer, EMANesterov)]
-    if state:
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    if "step" in state:
+        try:
+            for part, saved in zip([model, *optimizers], [state["model"], *state["optimizers"]], strict=True):
+                part.load_state_dict(saved)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise RunError(f"--resume: the checkpoint does not fit: {str(error).splitlines()[0]}") from None
         log.line(f"resumed at step {state['step']}, world_size: {world.size}")
     first, curve = state.get("step", 0), state.get("curve", [])
     clock = Clock(world.barrier, state.get("seconds", 0.0))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     names = [f"lr.{name}" for name in ("embed", "head", "scalar", *recipe.patterns(), "matrix")]
 
-    def checkpoint(step: int) -> Path | None:
-        saved = {"run": run, "step": step, "seconds": clock.seconds, "curve": curve, "recipe": recipe.toml(),
-                 "track": asdict(track), "seeds": args.seeds, "log": log.path.name,
-                 "model": model.state_dict(),
-                 "optimizers": [optimizer.state_dict() for optimizer in optimizers]}  # fmt: skip
-        return save_checkpoint(log.path.with_suffix(".checkpoints"), saved) if world.rank == 0 else None
+    def checkpoint(step: int) -> tuple[bool, str]:
+        """Whether it was written, and the checkpoint to go on from. Collective: every rank calls it."""
+        saved = state | {"step": step, "seconds": clock.seconds, "curve": curve, "model": model.state_dict(),
+                         "optimizers": [optimizer.state_dict() for optimizer in optimizers]}  # fmt: skip
+        folder = log.path.with_suffix(".checkpoints")
+        try:
+            return True, str(save_checkpoint(folder, saved) if world.rank == 0 else "")
+        except (OSError, RuntimeError) as error:
+            last = max(folder.glob("*.pt"), default="no checkpoint")
+            return False, f"{last} (step {step} could not be written: {str(error).splitlines()[0]})"
 
     log.line(f"seed: {seed}", (run, -1))
     board = args.tensorboard and args.tensorboard / f"{log.path.stem}-seed{seed}"
@@ -542,23 +641,31 @@ def train(
     for step in range(first, recipe.train_steps + 1):
         if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
             clock.stop()
-            val_loss = validate(model, val_shard, track, args.micro_batch, world)
+            losses, told = read_losses(
+                optimizers, lambda: validate(model, val_shard, track, args.micro_batch, world), args.readouts
+            )
+            val_loss = losses["val_loss"]
             average = 1000 * (clock.seconds - last_seconds) / (step - last) if step > last else math.nan
-            line = f"step:{step}/{recipe.train_steps} val_loss:{val_loss:.5f} train_time:{clock.seconds:.3f}s"
+            columns = " ".join(f"{name}:{loss:.5f}" for name, loss in losses.items()) + told
+            line = f"step:{step}/{recipe.train_steps} {columns} train_time:{clock.seconds:.3f}s"
             log.line(line := f"{line} step_avg:{average:.2f}ms", (run, step))
-            log.record(seed=seed, step=step, val_loss=val_loss, train_time=clock.seconds)
+            log.record(seed=seed, step=step, **losses, train_time=clock.seconds)
             progress.say(line)
             progress.validated(step, val_loss)
             curve, last, last_seconds = [*curve, (step, val_loss)], step, clock.seconds
             clock.start()
         if step == recipe.train_steps:
             break
+        try:
+            batch = next(batches)
+        except ShardError as error:
+            clock.stop()
+            raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
-        for ahead in lookahead:
-            ahead.look_ahead()
-        loss = forward_backward(net, next(batches), args.micro_batch, world)
+        loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
-        total, stopping = world.sum(torch.stack([loss, torch.full_like(loss, len(STOP))])).tolist()
+        ends = torch.full_like(loss, len(STOP) + bool(log.error))
+        total, stopping = world.sum(torch.stack([loss, ends])).tolist()
         loss = total / track.batch_tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
             bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
@@ -566,25 +673,29 @@ def train(
             told += "; last validation {1:.5f} at step {0}".format(*curve[-1]) if curve else ""
             log.line(told)
             clock.stop()
-            for ahead in lookahead:
-                ahead.look_back()
-            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)}. Try a lower learning rate.")
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for around in reversed(arounds_in(optimizers)):
+                around.abandon()
+            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+        apply_update(optimizers)
         rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
         if stopping or (args.checkpoint_every and (step + 1) % args.checkpoint_every == 0):
             clock.stop()
-            path = checkpoint(step + 1)
+            written, path = checkpoint(step + 1)
+            if stopping and log.error:
+                raise RunError(f"{log.error}; --resume goes on from {path}")
             if stopping:
-                progress.say(f"stopped by a signal; go on with --resume from {path}")
+                progress.say(last_words(f"stopped by a signal; go on with --resume from {path}"))
                 raise SystemExit(128 + max(STOP, default=signal.SIGTERM))
+            if not written:
+                print(f"the run goes on, but keeps {path}", file=sys.stderr, flush=True)
             clock.start()
     log.line(told := f"seed {seed}: {verdict(curve, track.target)}", (run, recipe.train_steps + 1))
     progress.say(told)
     progress.close()
+    if log.error:
+        raise log.error
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -597,11 +708,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--seeds", metavar="0-4|0,3", help="one run a seed, all in one log; default: 0")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass; default: what memory holds")
     add("--checkpoint-every", type=int, metavar="N", help="a checkpoint every N steps; the last two are kept")
-    add("--resume", action="store_true", help="go on from the newest good checkpoint in the log folder")
+    add("--resume", type=Path, nargs="?", const="*", metavar="RUN", help="go on from the newest checkpoint")
     add("--data", type=Path, default=ROOT / "data", metavar="DIR", help="of fineweb10B/, nano/ (data)")
     add("--out", type=Path, default=ROOT / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
     add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
+    add("--readouts", action="store_true", help="validate through each readout alone too: for research")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
 
 
@@ -627,9 +739,15 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     except (RunError, ShardError):
         if not track.fetch:
             raise
+        if not data.is_dir():
+            raise RunError(f"--data {data}: no such folder. Make it to have the data fetched.") from None
+        folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
+        if foreign_shard(folder, name, track.shards, track.shard_tokens):
+            raise  # nothing is fetched into a folder with the user's own shards
         shards = math.ceil(recipe.train_steps / ((track.shard_tokens - 2) // track.batch_tokens))
         if shards > track.shards:
             raise RunError(f"{recipe.train_steps} steps need {shards} shards of {track.shards}") from None
+        shards = max([shards, *(int(file.stem[-6:]) for file in folder.glob("*_train_*.bin"))])  # fills gaps
         fetch = [track.fetch] + (["--shards", str(shards)] if track.shards > 1 else [])
     print(torch.cuda.device_count(), *fetch)
 
@@ -640,8 +758,9 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     track = Track(**checkpoint["track"]) if checkpoint else None
     if args.track or not track:
         track = read_track(args.track or ("fineweb" if torch.cuda.is_available() else "nano"))
-    if checkpoint and not (args.recipe or changes):
-        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", {track.name: track}, STEPS)
+    if checkpoint and not args.recipe:
+        known = {track.name: track}
+        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", known, STEPS, changes, arounds=AROUND)
     else:
         recipe = load_recipe(args.recipe or track.recipe, changes, track)
     if args.track and recipe.track != track:
@@ -657,52 +776,61 @@ def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
     rows = [named_step(name).row for name in recipe.step_names()]
     methods = {row.name.partition("(")[0] for row in rows}
     stages = {stage.function.__name__ for row in rows for stage in row.stages}
+    around = {AROUND[table["kind"]].__name__ for table in (recipe.around | recipe.readout).values()}
     arguments = ["--seeds", args.seeds or "0", *asked]
-    return flatten(ROOT, sorted(methods | stages), {"RECIPE": literal(recipe)}, arguments)
+    return flatten(ROOT, sorted(methods | stages | around), {"RECIPE": literal(recipe)}, arguments)
 
 
-def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict) -> None:
+def run(
+    recipe: Recipe, args: argparse.Namespace, script: str, resumed: Path | None, checkpoint: dict
+) -> None:
     """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
-    now = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
-    if other := [key for key in now if checkpoint and now[key] != checkpoint[key]]:
-        differs = "; ".join(f"- {key} {checkpoint[key]}; + {now[key]}" for key in other if key != "recipe")
+    new = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
+    if other := [key for key in new if checkpoint and new[key] != checkpoint[key]]:
+        differs = "; ".join(f"- {key} {checkpoint[key]}; + {new[key]}" for key in other if key != "recipe")
         differs = recipe.differences(checkpoint["recipe"]) or differs
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
     seeds, track = parse_seeds(args.seeds), recipe.track
-    open_data(args.data, recipe)  # before anything is written
+    data = open_data(args.data, recipe)  # before anything is written
+    facts = shard_facts([*(data[0][index] for index in sorted({shard for shard, _ in data[1]})), data[2]])
+    if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
+        raise RunError(f"--resume: the run used other data (- then, + now): {told}")
     world = join_world()
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
     args.compile = args.compile or world.device.type == "cuda"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: STOP.append(signum))
+    catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
-    log = RunLog(args.out / checkpoint.get("log", name), resume=args.resume, writes=world.rank == 0)
-    if not args.resume:
-        versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
-        facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
-                 "track": track.name, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
-                 "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
-                 "batch_tokens": track.batch_tokens, "compiled": args.compile,
-                 "threads": torch.get_num_threads()}  # fmt: skip
-        log.head(script, versions, facts, recipe.toml())
-    if world.rank == 0:
-        print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)
-    for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
-        train(recipe, index, seed, world, log, args, checkpoint if index == checkpoint.get("run") else {})
+    with RunLog(resumed or args.out / name, resume=bool(resumed), writes=world.rank == 0) as log:
+        if not resumed:
+            versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
+            told = {"id": log.path.stem, "device": world.name, "world_size": world.size, "track": track.name,
+                    "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
+                    "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
+                    "batch_tokens": track.batch_tokens, "compiled": args.compile,
+                    "threads": torch.get_num_threads()}  # fmt: skip
+            log.head(script, versions, told | facts, recipe.toml())
+        if world.rank == 0:
+            say(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
+        for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
+            state = checkpoint if index == checkpoint.get("run") else new | {"data": facts, "run": index}
+            train(recipe, seed, world, log, args, data, state)
     if world.size > 1:
         dist.destroy_process_group()
 
 
 @contextmanager
 def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
-    """What a user can mend is told by rank 0, without a traceback, and ends the process."""
+    """What a user can mend is told by a machine's first process, without a traceback, and ends the run."""
+    told = ""
     try:
         yield
     except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
-        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+        told = f"error: {error}"
     except torch.OutOfMemoryError:
-        sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
+        told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
+    if told:
+        sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
 
 
 def replay(recipe: Recipe, argv: list[str]) -> None:
@@ -711,8 +839,8 @@ def replay(recipe: Recipe, argv: list[str]) -> None:
     add_run_options(parser)
     args = parser.parse_args(argv)
     with errors_in_one_line(args):
-        checkpoint = newest_checkpoint(args.out) if args.resume else {}
-        run(recipe, args, Path(__file__).read_text(), checkpoint)
+        resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
+        run(recipe, args, Path(__file__).read_text(), resumed, checkpoint)
 
 
 def main(argv: list[str]) -> None:
@@ -720,12 +848,12 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     with errors_in_one_line(args):
         if args.recipes:
-            return print("\n".join(list_recipes(shipped_tracks(), STEPS)))
-        checkpoint = newest_checkpoint(args.out) if args.resume else {}
+            return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
+        resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
         recipe = choose_recipe(args, checkpoint)
         if args.plan:
             return print_plan(recipe, args.data)
-        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args), resumed, checkpoint)
 
 
 if __name__ == "__main__":
