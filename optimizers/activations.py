@@ -1,0 +1,54 @@
+"""What a layer is fed: the covariance of its inputs, summed up while the forward pass runs."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class InputCovariance:
+    """Mean of x x^T over the inputs x of a linear layer, [blocks, d, d], of chosen forward passes.
+
+        covariance = InputCovariance(model.proj, every=16)
+        covariance.start(); loss = model(x, y); ...; mean = covariance.mean()
+
+    layer: its `weight` is [outputs, blocks * d]; the inputs are cut into `blocks` runs of d neighbours, each
+        with a matrix of its own.
+    every: of the rows of a forward pass (batch and time flattened) the first counts, and every so many on.
+    Adds up in the weight's precision. A forward pass that nobody asked for costs one look at a flag, and one
+    more graph where the layer is compiled; make this before the first pass, because compiled layers see no
+    hook that comes later.
+    """
+
+    def __init__(self, layer: nn.Module, blocks: int = 1, every: int = 1) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        d = weight.shape[1] // blocks
+        self.every, self.collecting = every, False
+        self.total = weight.new_zeros((blocks, d, d), requires_grad=False)
+        self.rows = weight.new_zeros((), requires_grad=False)
+        layer.register_forward_pre_hook(self.add)
+
+    @torch.no_grad()
+    def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """The hook: x x^T of one forward pass."""
+        if not self.collecting:
+            return
+        blocks, d, _ = self.total.shape
+        x = inputs[0].detach().flatten(0, -2)[:: self.every].to(self.total.dtype)
+        x = x.unflatten(-1, (blocks, d)).transpose(0, 1)
+        self.total.add_(x.mT @ x)
+        self.rows.add_(x.shape[1])
+
+    def start(self) -> None:
+        """Forget what was added, and add from now on."""
+        self.total.zero_()
+        self.rows.zero_()
+        self.collecting = True
+
+    def mean(self) -> Tensor:
+        """The mean [blocks, d, d] since `start`, over all ranks (a collective). Adding ends."""
+        self.collecting = False
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.total)
+            dist.all_reduce(self.rows)
+        return self.total / self.rows.clamp(min=1)

@@ -1,0 +1,59 @@
+"""Covariances of a layer's inputs: what is added, and when."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optimizers.activations import InputCovariance
+
+
+def layer_and_inputs() -> tuple[nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    return nn.Linear(12, 5).double(), torch.randn(3, 4, 12, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_it_is_the_mean_of_x_xT_in_every_block(blocks: int) -> None:
+    layer, x = layer_and_inputs()
+    covariance = InputCovariance(layer, blocks)
+    covariance.start()
+    for part in x:
+        layer(part)
+    rows = x.flatten(0, 1).unflatten(-1, (blocks, -1))
+    torch.testing.assert_close(covariance.mean(), torch.einsum("rbi,rbj->bij", rows, rows) / 12)
+
+
+def test_every_second_row_is_counted_from_the_first_of_each_pass() -> None:
+    layer, x = layer_and_inputs()
+    covariance = InputCovariance(layer, every=3)
+    covariance.start()
+    layer(x[0]), layer(x[1])
+    rows = torch.stack([x[0, 0], x[0, 3], x[1, 0], x[1, 3]])
+    torch.testing.assert_close(covariance.mean()[0], rows.mT @ rows / 4)
+
+
+def test_passes_before_the_start_and_after_the_mean_do_not_count() -> None:
+    layer, x = layer_and_inputs()
+    covariance = InputCovariance(layer)
+    layer(x[0])
+    covariance.start()
+    layer(x[1])
+    first = covariance.mean()
+    layer(x[2])
+    covariance.start()
+    layer(x[1])
+    assert torch.equal(covariance.mean(), first)
+
+
+def test_a_compiled_layer_adds_the_same() -> None:
+    torch.compiler.reset()
+    layer, x = layer_and_inputs()
+    covariance = InputCovariance(layer, blocks=2)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    means = []
+    for forward in (layer, compiled):
+        forward(x)
+        covariance.start()
+        forward(x)
+        means.append(covariance.mean())
+    torch.testing.assert_close(*means)

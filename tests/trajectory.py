@@ -1,0 +1,115 @@
+"""Replay the scaled training of a published result in float64: `python -m tests.trajectory RECIPE.toml`.
+
+The trainer's own functions train a 2-layer model on made tokens; the losses are compared with those of the
+result's own script (tests/golden). A scaled recipe is a recipe with a table of its own, which says where the
+replay's data differ from the usual:
+
+    [trajectory]
+    rows = 4            # of 64 tokens, a batch
+    micro_batch = 4     # rows of one forward pass
+    matrix_scale = 1.0  # the hidden matrices start at so many times the usual numbers
+"""
+
+import argparse
+import json
+import tomllib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optimizers.around.around import read_losses
+from records.run.recipe import Recipe, toml_lines
+from train_gpt import (
+    AROUND,
+    GPT,
+    STEPS,
+    TRACKS,
+    World,
+    apply_update,
+    build_optimizers,
+    compute_gradients,
+    parse_recipe,
+    set_learning_rates,
+)
+
+VOCABULARY, ROW = 512, 64
+FINAL_ROWS, FINAL_SEEDS = 2, (5, 6)
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay takes beside the recipe. tokens: seeds of the first batch's inputs and targets."""
+
+    rows: int = 4
+    micro_batch: int = 4
+    matrix_scale: float = 1.0
+    weights_offset: int = 0
+    tokens: tuple[int, int] = (100, 200)
+
+
+def read_scaled(path: Path) -> tuple[Recipe, Replay]:
+    """The recipe, and what its table [trajectory] says. Raises RecipeError, TypeError for an unknown key."""
+    table = tomllib.loads(path.read_text())
+    replay = Replay(**table.pop("trajectory", {}))
+    return parse_recipe("\n".join(toml_lines(table)), path.stem, TRACKS, STEPS, arounds=AROUND), replay
+
+
+def made_model(replay: Replay) -> GPT:
+    """Two layers of width 256; parameter `name` holds 0.02 times the normal numbers of crc32(name)."""
+    model = GPT(vocab_size=VOCABULARY, num_layers=2, model_dim=256).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            generator = np.random.default_rng(zlib.crc32(name.encode()) + replay.weights_offset)
+            values = generator.standard_normal(tuple(parameter.shape)) * 0.02
+            parameter.copy_(torch.from_numpy(values + name.endswith("gains")))
+            if name.startswith("blocks.") and parameter.ndim >= 2:
+                parameter.mul_(replay.matrix_scale)
+    return model
+
+
+def made_tokens(seed: int, rows: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, VOCABULARY, (rows, ROW)))
+
+
+def replayed(recipe: Recipe, replay: Replay) -> tuple[list[float], float]:
+    """The summed loss of each batch before its update, and that of the final tokens, through the readouts."""
+    model, losses = made_model(replay), []
+    optimizers = build_optimizers(model, recipe)
+    for step in range(recipe.train_steps):
+        batch = tuple(made_tokens(seed + step, replay.rows) for seed in replay.tokens)
+        set_learning_rates(optimizers, recipe, step)
+        losses.append(compute_gradients(model, optimizers, batch, replay.micro_batch, ALONE).item())
+        apply_update(optimizers)
+    tokens = [made_tokens(seed, FINAL_ROWS) for seed in FINAL_SEEDS]
+    with torch.no_grad():
+        final, _ = read_losses(optimizers, lambda: model(*tokens).item())
+    return losses, final["val_loss"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.trajectory", description="Replay a scaled recipe.")
+    parser.add_argument("recipe", type=Path, help="such as tests/golden/trajectories/44.toml")
+    parser.add_argument("--weights-offset", type=int, help="added to the seed of every parameter")
+    parser.add_argument("--tokens", metavar="A,B", help="seeds of the first inputs and targets; 100,200")
+    parser.add_argument("--matrix-scale", type=float, help="factor of the hidden matrices' start")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    recipe, replay = read_scaled(args.recipe)
+    tokens = args.tokens and tuple(int(seed) for seed in args.tokens.split(","))
+    asked = {"weights_offset": args.weights_offset, "tokens": tokens, "matrix_scale": args.matrix_scale}
+    replay = Replay(**vars(replay) | {key: value for key, value in asked.items() if value is not None})
+    losses, final = replayed(recipe, replay)
+    if args.json:
+        print(json.dumps({"losses": losses, "final_loss": final}))
+    else:
+        print("losses", *losses, sep="\n")
+        print(f"final_loss\n{final}")
+
+
+if __name__ == "__main__":
+    main()
