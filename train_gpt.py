@@ -423,8 +423,8 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
 # Checkpoints: written whole or not at all, the last two kept
 
 # What a checkpoint holds: `model` and `optimizers` are their state_dict()s, `curve` the validations so far.
-CHECKPOINT = {"run": int, "track": dict, "step": int, "seconds": float, "curve": list, "recipe": str, "seeds": str,
-              "data": dict, "model": dict, "optimizers": list}  # fmt: skip
+CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "track": dict, "recipe": str,
+              "seeds": str, "data": dict, "model": dict, "optimizers": list}  # fmt: skip
 
 
 def save_checkpoint(folder: Path, state: dict) -> Path:
@@ -504,7 +504,7 @@ def join_world() -> World:
     if size not in (1, 2, 4, 8):
         raise RunError(f"{size} processes do not divide 8; use 1, 2, 4 or 8 (--nproc, CUDA_VISIBLE_DEVICES).")
     if size > 1 and "MASTER_ADDR" not in os.environ:
-        raise RunError(f"WORLD_SIZE is {size}, MASTER_ADDR is not set: unset both, or use ./run.sh --nproc {size}.")
+        raise RunError(f"WORLD_SIZE is {size}, MASTER_ADDR is not set: unset both, or use --nproc {size}.")
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:

@@ -591,11 +591,11 @@ def merge(table: dict, changes: dict) -> dict:
 def parse_seeds(text: str) -> list[int]:
     """ "0-4" or "0,3" as a list. Raises RecipeError for anything else and for a seed named twice."""
     if not re.fullmatch(r"\d{1,18}(-\d{1,18})?(,\d{1,18}(-\d{1,18})?)*", text, re.ASCII):
-        raise RecipeError(f"--seeds {shown(text)}: expected seeds such as 0-4 or 0,3.")
+        raise RecipeError(f"--seeds {shown(text)[1:-1]}: expected seeds such as 0-4 or 0,3.")
     ends = [(int(part.split("-")[0]), int(part.split("-")[-1])) for part in text.split(",")]
     if (count := sum(max(last - first + 1, 0) for first, last in ends)) > MOST_SEEDS:
         raise RecipeError(
-            f"--seeds {shown(text)}: {count:,} seeds; expected at most {MOST_SEEDS:,} in one log."
+            f"--seeds {shown(text)[1:-1]}: {count:,} seeds; expected at most {MOST_SEEDS:,} in one log."
         )
     seeds = [seed for first, last in ends for seed in range(first, last + 1)]
     if not seeds or len(seeds) != len(set(seeds)):
