@@ -396,7 +396,7 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
     """Set what changes over the run for update `step` (from 0), before the update."""
     knots = recipe.schedule["matrix"]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        on = group.get("start", 0) <= step < group.get("stop", math.inf)
+        on = "stop" not in group or group["start"] <= step < group["stop"]
         group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, group["schedule"])
         for key in knots if group["schedule"] == "matrix" else ():
             if key in group:

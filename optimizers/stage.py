@@ -9,7 +9,8 @@
 
 A stage is a function. Its positional arguments name what it takes of W (weight [..., m, n]: m outputs = rows,
 n inputs = columns), G (gradient), u, D, U (of W's shape), t (the matrix's count of steps, from 1, [..., 1,
-1]) and state (a dict of tensors with W's leading dimensions). Its keyword arguments are its hyperparameters,
+1]), seed (the matrix's own number for random draws, int64) and state (a dict of tensors with W's leading
+dimensions). Its keyword arguments are its hyperparameters,
 each annotated with its range and meaning: said there and nowhere else. All but `land` return a tensor of
 their own or one they were given, and change nothing but the state; `land` changes W.
 """
@@ -387,6 +388,8 @@ def flow(row: Row, W: Tensor, G: Tensor, state: State, values: Mapping[str, Any]
     given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "state": state}
     if any("t" in stage.takes for stage in row.stages):
         given["t"] = count_step(state, W)
+    if any("seed" in stage.takes for stage in row.stages):
+        given["seed"] = matrix_seed(state, W)
     for stage, names in zip(row.stages, row.keywords, strict=True):
         if stage.kind == "scale":
             given["U"] = given["U"] if scale == 1 else scale * given["U"]
@@ -407,6 +410,13 @@ def buffer(state: State, name: str, weight: Tensor, shape: tuple[int, ...] | Non
 def count_step(state: State, weight: Tensor) -> Tensor:
     """t = 1, 2, ... [..., 1, 1], one count a matrix, kept as a tensor so that counting does not recompile."""
     return buffer(state, "step", weight, (1, 1)).add_(1)
+
+
+def matrix_seed(state: State, weight: Tensor) -> Tensor:
+    """The matrix's own number [..., 1, 1] for random draws (int64): MatrixOptimizer's, else 0."""
+    if "seed" not in state:
+        state["seed"] = weight.new_zeros((*weight.shape[:-2], 1, 1), dtype=torch.int64)
+    return state["seed"]
 
 
 def is_off(strength: Scalar | None) -> bool:
