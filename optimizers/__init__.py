@@ -6,6 +6,7 @@ from optimizers.methods import (  # noqa: F401 (each registers itself)
     aurora,
     hyperball,
     muon,
+    muown,
     rows,
     soap,
     soap_family,
