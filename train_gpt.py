@@ -29,18 +29,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.shards import ShardError, list_shards, read_shard
-from optimizers import STEPS, MatrixOptimizer
+from optimizers import AROUND, STEPS, MatrixOptimizer
+from optimizers.around.around import Around, arounds_in, read_losses
+from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
 from records.run.flatten import flatten
 from records.run.recipe import (
+    AUX_OPTIONS,
     COOLDOWN,
     Recipe,
     RecipeError,
+    is_knots,
     list_recipes,
     matches,
     parse_recipe,
     parse_seeds,
+    plain_in,
     read_recipe,
+    tables_in,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 
@@ -313,56 +319,111 @@ def validate(model: GPT, shard: np.ndarray, track: Track, micro_batch: int, worl
 
 def load_recipe(source: str | Path, changes: Iterable[str] = (), track: str | None = None) -> Recipe:
     """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError)."""
-    return read_recipe(source, TRACKS, STEPS, changes, track)
+    return read_recipe(source, TRACKS, STEPS, changes, track, AROUND)
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
-    last, over all of them, EMA-Nesterov where the recipe looks ahead.
+    then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
 
-    Every group remembers `initial_lr` and its `schedule` ("aux" or "matrix") for set_learning_rates.
+    Every group remembers what set_learning_rates needs: `initial_lr` and its `schedule` ("aux" or "matrix"),
+    and the `knots` of whatever else changes over the run.
     """
-    aux, scalars = recipe.aux, [p for p in model.parameters() if p.ndim < 2]
-    params = {"embed": [model.embed.weight], "head": [model.proj.weight], "scalar": scalars}
-    groups = [{"params": params[name], "lr": aux[f"{name}_lr"]} for name in params]
-    options = {"betas": tuple(aux["betas"]), "eps": aux["eps"], "weight_decay": aux["weight_decay"]}
-    adamw = torch.optim.AdamW(groups, **options, fused=True)
-    matrix = MatrixOptimizer(matrix_groups(model, recipe), step=recipe.matrix["step"], reduce_gradients=False)
-    covered = [p for group in adamw.param_groups + matrix.param_groups for p in group["params"]]
+    usual, own = aux_groups(model, recipe)
+    optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
+    optimizers["matrix"] = MatrixOptimizer(matrix_groups(model, recipe), step=recipe.matrix["step"],
+                                           reduce_gradients=False)  # fmt: skip
+    optimizers |= {"adam": AuxAdamW(own)} if own else {}
+    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+    covered = [p for group in groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
-    for kind, optimizer in (("aux", adamw), ("matrix", matrix)):
+    for kind, optimizer in optimizers.items():
         for group in optimizer.param_groups:
-            group |= {"initial_lr": group["lr"], "schedule": kind}
-    if not recipe.lookahead:
-        return [adamw, matrix]
-    group = {"params": model.parameters(), "initial_lr": recipe.lookahead["strength"], "schedule": "matrix"}
-    return [adamw, matrix, EMANesterov([group | recipe.lookahead])]
+            group |= {"initial_lr": group["lr"], "schedule": "matrix" if kind == "matrix" else "aux"}
+    for group in optimizers["matrix"].param_groups:
+        group["knots"] = {key: knots for key, knots in recipe.schedule["matrix"].items() if key in group}
+    if ahead := recipe.lookahead:
+        kind, late = ("aux", 1) if ahead.get("scaled_by") == "embed_before" else ("matrix", 0)
+        ahead = ahead | {"initial_lr": ahead["strength"], "schedule": kind, "late": late}
+        optimizers["lookahead"] = EMANesterov([{"params": model.parameters()} | ahead])
+    optimizers |= {name: build_around(model, name, table) for name, table in recipe.surroundings().items()}
+    for optimizer in optimizers.values():
+        if isinstance(optimizer, Around):
+            optimizer.attach(model, optimizers)
+    return list(optimizers.values())
 
 
-def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """A parameter group for each pattern of [matrix] and one for the rest; the first that matches counts.
+def grouped(where: str, named: dict[str, nn.Parameter], tables: dict[str, dict]) -> list[dict]:
+    """A parameter group for each pattern that `tables` has values for; the first that matches a name counts.
 
-    What [schedule.matrix] changes is a 0-d tensor: a compiled step sees new values without recompiling.
+    Raises RunError for a pattern that is left without a parameter; "*", the rest, may be.
     """
-    patterns = recipe.patterns()
-    plain = {key: value for key, value in recipe.matrix.items() if key not in patterns}
-    groups = {pattern: {"params": [], **values} for pattern, values in (patterns | {"*": plain}).items()}
-    for name, parameter in model.named_parameters():
-        if name.startswith("blocks.") and parameter.ndim >= 2:
-            module = name.removesuffix(".weight")
-            groups[next(key for key in groups if matches(key, module))]["params"].append(parameter)
+    groups = {pattern: {"params": [], "name": pattern, **values} for pattern, values in tables.items()}
+    for name, parameter in named.items():
+        if pattern := next((pattern for pattern in groups if matches(pattern, name)), None):
+            groups[pattern]["params"].append(parameter)
     for pattern, group in groups.items():
-        if pattern in patterns and not group["params"]:
-            raise RunError(f'[matrix."{pattern}"] matches no hidden matrix; expected one such as "mlp.*".')
-        scheduled = recipe.schedule["matrix"].items()
-        dtype = group["params"][0].dtype if group["params"] else None
-        group |= {key: torch.tensor(float(points[0][1]), dtype=dtype)
-                  for key, points in scheduled if key in group}  # fmt: skip
+        if pattern != "*" and not group["params"]:
+            raise RunError(f'[{where}."{pattern}"] matches none of them; expected one such as {min(named)}.')
     return [group for group in groups.values() if group["params"]]
 
 
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is one of the matrices of the blocks."""
+    return name.startswith("blocks.") and parameter.ndim >= 2
+
+
+def aux_groups(model: nn.Module, recipe: Recipe) -> tuple[list[dict], list[dict]]:
+    """AdamW's parameter groups: those for torch's, and those for AuxAdamW, which has more options."""
+    rest = {name: p for name, p in model.named_parameters() if not is_hidden(name, p)}
+    aux, kinds = recipe.aux, {"embed.weight": "embed", "proj.weight": "head"}
+    options = {key: aux[key] for key in ("betas", "eps", "weight_decay")}
+    options |= {key: aux.get(key, default) for key, default in AUX_OPTIONS.items()}
+    usual, own = [], []
+    for kind in ("embed", "head", "scalar"):
+        named = {name: p for name, p in rest.items() if kinds.get(name, "scalar") == kind}
+        tables = {pattern: table for pattern, table in tables_in(aux).items()
+                  if any(matches(pattern, name) for name in named)}  # fmt: skip
+        for group in grouped("aux", named, tables | {"*": {}}):
+            group = {"lr": aux[f"{kind}_lr"]} | options | group
+            group |= {"betas": tuple(group["betas"]), "name": kind if group["name"] == "*" else group["name"]}
+            more = {key: group.pop(key) for key in AUX_OPTIONS}
+            (usual if more == AUX_OPTIONS else own).append(group if more == AUX_OPTIONS else group | more)
+    grouped("aux", rest, tables_in(aux))  # each pattern matches something
+    return usual, own
+
+
+def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """A parameter group for each pattern of [matrix] and one for the rest.
+
+    What [schedule.matrix] changes is a 0-d tensor: a compiled step sees new values without recompiling.
+    """
+    hidden = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if is_hidden(name, p)}
+    groups = grouped("matrix", hidden, recipe.patterns() | {"*": plain_in(recipe.matrix)})
+    for group in groups:
+        moved = {key: knots[0][1] for key, knots in recipe.schedule["matrix"].items() if key in group}
+        dtype = group["params"][0].dtype
+        group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
+    return groups
+
+
+def build_around(model: nn.Module, name: str, table: dict) -> Around:
+    """What a table of [around] or [readout] says, over the parameters that it names."""
+    over, but, plain = table["params"], table["but"], plain_in(table)
+    chosen = {name: parameter for name, parameter in model.named_parameters()
+              if any(matches(pattern, name) for pattern in over)
+              and not any(matches(pattern, name) for pattern in but)}  # fmt: skip
+    values = {key: value for key, value in plain.items() if key not in ("kind", "params", "but")}
+    tables = {pattern: values | own for pattern, own in tables_in(table).items()} | {"*": values}
+    groups = grouped(name, chosen, tables)
+    for group in groups:
+        knots = {key: value for key, value in group.items() if is_knots(value)}
+        group |= {key: points[0][1] for key, points in knots.items()} | {"name": name, "knots": knots}
+    return AROUND[table["kind"]](groups)
+
+
 def value_at(knots: list[list], step: float) -> float:
-    """The value at a step between knots [step, value, shape]: along x^shape from the knot before, or a cosine."""
+    """The value at a step between knots [step, value, shape]: from the knot before, along x^shape or a cosine."""
     before = knots[0]
     for knot in knots:
         if step < knot[0]:
@@ -393,14 +454,16 @@ def learning_rate_factor(step: int, recipe: Recipe, kind: str) -> float:
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> None:
-    """Set what changes over the run for update `step` (from 0), before the update."""
-    knots = recipe.schedule["matrix"]
+    """Set what changes over the run for update `step` (from 0), before its gradient is taken."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        on = "stop" not in group or group["start"] <= step < group["stop"]
-        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, group["schedule"])
-        for key in knots if group["schedule"] == "matrix" else ():
-            if key in group:
-                group[key].fill_(value_at(knots[key], step))
+        group["update"] = step
+        if "schedule" in group:
+            on = "stop" not in group or group["start"] <= step < group["stop"]
+            before = max(step - group.get("late", 0), 0)
+            group["lr"] = on * group["initial_lr"] * learning_rate_factor(before, recipe, group["schedule"])
+        for key, knots in group.get("knots", {}).items():
+            value = value_at(knots, step)
+            group[key] = group[key].fill_(value) if isinstance(group[key], Tensor) else value
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -531,14 +594,15 @@ def compute_gradients(
     net: nn.Module, optimizers: list[torch.optim.Optimizer], batch: tuple, micro_batch: int, world: World
 ) -> Tensor:
     """forward_backward at the point where the optimizers want the gradient."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, EMANesterov):
-            optimizer.look_ahead()
+    for around in arounds_in(optimizers):
+        around.before_gradient()
     return forward_backward(net, batch, micro_batch, world)
 
 
 def apply_update(optimizers: list[torch.optim.Optimizer]) -> None:
     """One update with the gradients at hand, which are gone afterwards."""
+    for around in arounds_in(optimizers):
+        around.after_gradient()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -570,7 +634,6 @@ def train(
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
-    lookahead = [optimizer for optimizer in optimizers if isinstance(optimizer, EMANesterov)]
     if state:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -596,11 +659,15 @@ def train(
     for step in range(first, recipe.train_steps + 1):
         if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
             clock.stop()
-            val_loss = validate(model, val_shard, track, args.micro_batch, world)
+            losses, told = read_losses(
+                optimizers, lambda: validate(model, val_shard, track, args.micro_batch, world), args.readouts
+            )
+            val_loss = losses["val_loss"]
             average = 1000 * (clock.seconds - last_seconds) / (step - last) if step > last else math.nan
-            line = f"step:{step}/{recipe.train_steps} val_loss:{val_loss:.5f} train_time:{clock.seconds:.3f}s"
+            columns = " ".join(f"{name}:{loss:.5f}" for name, loss in losses.items()) + told
+            line = f"step:{step}/{recipe.train_steps} {columns} train_time:{clock.seconds:.3f}s"
             log.line(line := f"{line} step_avg:{average:.2f}ms", (run, step))
-            log.record(seed=seed, step=step, val_loss=val_loss, train_time=clock.seconds)
+            log.record(seed=seed, step=step, **losses, train_time=clock.seconds)
             progress.say(line)
             progress.validated(step, val_loss)
             curve, last, last_seconds = [*curve, (step, val_loss)], step, clock.seconds
@@ -618,8 +685,8 @@ def train(
             told += "; last validation {1:.5f} at step {0}".format(*curve[-1]) if curve else ""
             log.line(told)
             clock.stop()
-            for ahead in lookahead:
-                ahead.look_back()
+            for around in reversed(arounds_in(optimizers)):
+                around.abandon()
             raise RunError(f"{told}; checkpoint before it: {checkpoint(step)}. Try a lower learning rate.")
         apply_update(optimizers)
         rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
@@ -658,6 +725,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, default=ROOT / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
     add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
+    add("--readouts", action="store_true", help="validate through each readout alone too: for research")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
     return parser.parse_args(argv)
@@ -681,7 +749,7 @@ def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: di
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
     written = embedded or (checkpoint.get("recipe") if not (args.recipe or changes) else None)
     if written:
-        recipe = parse_recipe(written, "embedded", TRACKS, STEPS, changes)
+        recipe = parse_recipe(written, "embedded", TRACKS, STEPS, changes, arounds=AROUND)
     else:
         track = args.track or ("fineweb" if torch.cuda.is_available() else "nano")
         recipe = load_recipe(args.recipe or TRACKS[track].recipe, changes, track)
@@ -734,7 +802,7 @@ def main(argv: list[str], embedded: str | None = None) -> None:
     args, rank = parse_arguments(argv), os.environ.get("RANK", "0")
     try:
         if args.recipes:
-            print("\n".join(list_recipes(TRACKS, STEPS)))
+            print("\n".join(list_recipes(TRACKS, STEPS, AROUND)))
         else:
             run(args, embedded)
     except (RunError, RecipeError, ShardError, LogError) as error:

@@ -1,5 +1,7 @@
 """Matrix optimizers: methods of the field as rows of stages, by name."""
 
+from optimizers.around import average, head_kfac, moves, readouts  # noqa: F401 (each registers itself)
+from optimizers.around.around import AROUND
 from optimizers.matrix_optimizer import MatrixOptimizer
 from optimizers.methods import (  # noqa: F401 (each registers itself)
     adam,
@@ -13,4 +15,4 @@ from optimizers.methods import (  # noqa: F401 (each registers itself)
 )
 from optimizers.stage import STAGES, STEPS
 
-__all__ = ["STAGES", "STEPS", "MatrixOptimizer"]
+__all__ = ["AROUND", "STAGES", "STEPS", "MatrixOptimizer"]

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from optimizers.around.around import Around
 from optimizers.norms import average_
 
 
-class EMANesterov(torch.optim.Optimizer):
+class EMANesterov(Around):
     """EMA-Nesterov around whatever steps the parameters (arXiv 2605.25395; published result #39).
 
     x_t+1 = A(x_t + beta_t m_t);  m_t+1 = gamma m_t + (1 - gamma)(x_t+1 - x_t);  m_0 = 0
@@ -55,3 +56,5 @@ class EMANesterov(torch.optim.Optimizer):
                 if p not in self.state:
                     self.state[p]["average"] = torch.zeros_like(p, dtype=wide)
                 average_(self.state[p]["average"], p.to(wide) - origin.to(wide), group["decay"])
+
+    before_gradient, abandon = look_ahead, look_back

@@ -44,9 +44,23 @@ def unit(X: Tensor, dim: int | tuple[int, int], floor: float = 1e-10) -> Tensor:
     return X * (1 / safe_norm(X, dim).clamp(min=floor))
 
 
-def rescaled(X: Tensor, target: Tensor) -> Tensor:
+def schatten4_norm(X: Tensor) -> Tensor:
+    """Fourth root of the sum of s^4 [..., 1, 1], s the singular values of every X [..., m, n]."""
+    size = safe_norm(X)
+    return size * gram_root(X / size.clamp(min=torch.finfo(X.dtype).tiny))
+
+
+def gram_root(X: Tensor) -> Tensor:
+    """The same of an X near norm 1, on its short side."""
+    return safe_norm(X.mT @ X if X.shape[-2] > X.shape[-1] else X @ X.mT).sqrt()
+
+
+NORMS = {"frobenius": safe_norm, "schatten4": schatten4_norm}
+
+
+def rescaled(X: Tensor, target: Tensor, norm: str = "frobenius") -> Tensor:
     """X * target / max(|X|, 1e-10): X with the norm `target` [..., 1, 1]."""
-    return X * (target / safe_norm(X).clamp(min=1e-10))
+    return X * (target / NORMS[norm](X).clamp(min=1e-10))
 
 
 def average_(mean: Tensor, value: Tensor, beta: Scalar) -> Tensor:

@@ -9,8 +9,9 @@
 
 A stage is a function. Its positional arguments name what it takes of W (weight [..., m, n]: m outputs = rows,
 n inputs = columns), G (gradient), u, D, U (of W's shape), t (the matrix's count of steps, from 1, [..., 1,
-1]), seed (the matrix's own number for random draws, int64) and state (a dict of tensors with W's leading
-dimensions). Its keyword arguments are its hyperparameters,
+1]), seed (the matrix's own number for random draws, int64), refresh (whether the step ends with what is due
+every `refresh_every` steps: true or false where the caller counts steps on the host, None where t has to say
+it) and state (a dict of tensors with W's leading dimensions). Its keyword arguments are its hyperparameters,
 each annotated with its range and meaning: said there and nowhere else. All but `land` return a tensor of
 their own or one they were given, and change nothing but the state; `land` changes W.
 """
@@ -35,6 +36,11 @@ LearningRate = Annotated[Scalar, "[0, inf)", "learning rate"]
 WeightDecay = Annotated[Scalar, "[0, inf)", "W <- W (1 - lr weight_decay)"]
 Momentum = Annotated[Scalar, "[0, 1)", "what the average of gradients keeps of its past"]
 Nesterov = Annotated[bool, "", "mix the present gradient in once more"]
+Norm = Annotated[
+    str,
+    "frobenius | schatten4",
+    "a matrix's size: polar iterations and contra pushes start from it, others keep it",
+]
 
 # What each kind of stage gives: its result takes these names, until a later stage gives them anew.
 GIVES = {"memory": ("u", "D", "U"), "precondition": ("D", "U"), "direction": ("U",), "normalise": ("U",)}
@@ -43,7 +49,10 @@ REQUIRED = inspect.Parameter.empty
 
 
 class Step(Protocol):
-    """step(weight, grad, state, *, lr, **hyperparameters) -> None; `row`: what it is made of."""
+    """step(weight, grad, state, *, lr, **hyperparameters) -> None; `row`: what it is made of.
+
+    A row that takes `refresh` (see above) takes it as a keyword too.
+    """
 
     __name__: str
     row: "Row"
@@ -203,6 +212,9 @@ class Row:
     def stage(self, kind: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.kind == kind), None)
 
+    def takes(self, name: str) -> bool:
+        return any(name in stage.takes for stage in self.stages)
+
     def exchanged(self, stages: Mapping[str, str]) -> "Row":
         """The row with other stages, see `exchanged`."""
         return exchanged(STEPS[self.name], stages).row if stages else self
@@ -346,7 +358,9 @@ def checked(row: Row, function: Callable[..., None], doc: str | None) -> Step:
     parameters = row.hyperparameters
     defaults = {name: value.default for name, value in parameters.items() if value.default is not REQUIRED}
 
-    def step(weight: Tensor, grad: Tensor, state: State, **hyperparameters: Any) -> None:
+    def step(
+        weight: Tensor, grad: Tensor, state: State, *, refresh: bool | None = None, **hyperparameters: Any
+    ) -> None:
         row.check(hyperparameters)
         if not torch.compiler.is_compiling():
             for name, value in hyperparameters.items():
@@ -356,8 +370,9 @@ def checked(row: Row, function: Callable[..., None], doc: str | None) -> Step:
                 f"{row.name} expects a weight [..., m, n] and a gradient of the same shape; "
                 f"found {tuple(weight.shape)} and {tuple(grad.shape)}"
             )
+        told = {"refresh": refresh} if row.takes("refresh") else {}
         with torch.no_grad():
-            function(weight, grad.to(weight.dtype), state, **{**defaults, **hyperparameters})
+            function(weight, grad.to(weight.dtype), state, **{**defaults, **hyperparameters, **told})
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     step.__name__, step.__qualname__, step.__doc__ = row.name, row.name, doc
@@ -371,24 +386,29 @@ def checked(row: Row, function: Callable[..., None], doc: str | None) -> Step:
     return typing.cast(Step, step)
 
 
-def update(row: Row, weight: Tensor, grad: Tensor, state: State, **values: Any) -> None:
+def update(
+    row: Row, weight: Tensor, grad: Tensor, state: State, refresh: bool | None = None, **values: Any
+) -> None:
     """One update of a row of stages. Where every stage treats rows by themselves, block by block of rows."""
     shaped = row.stage("scale")
     scale = shaped.function(weight) if shaped else 1.0
     apart = all(stage.by_rows and all(is_off(values[name]) for name in stage.unless) for stage in row.stages)
     if apart and state and all(tensor.shape[-2] == weight.shape[-2] for tensor in state.values()):
         for W, G, *held in row_blocks(weight, grad, *state.values()):
-            flow(row, W, G, dict(zip(state, held, strict=True)), values, scale)
+            flow(row, W, G, dict(zip(state, held, strict=True)), values, scale, refresh)
     else:
-        flow(row, weight, grad, state, values, scale)
+        flow(row, weight, grad, state, values, scale, refresh)
 
 
-def flow(row: Row, W: Tensor, G: Tensor, state: State, values: Mapping[str, Any], scale: float) -> None:
+def flow(
+    row: Row, W: Tensor, G: Tensor, state: State, values: Mapping[str, Any], scale: float,
+    refresh: bool | None,
+) -> None:  # fmt: skip
     """The row's stages, one after the other, each taking by name what those before it gave."""
-    given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "state": state}
-    if any("t" in stage.takes for stage in row.stages):
+    given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "state": state, "refresh": refresh}
+    if row.takes("t"):
         given["t"] = count_step(state, W)
-    if any("seed" in stage.takes for stage in row.stages):
+    if row.takes("seed"):
         given["seed"] = matrix_seed(state, W)
     for stage, names in zip(row.stages, row.keywords, strict=True):
         if stage.kind == "scale":

@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optimizers.around.around import read_losses
 from records.run.recipe import Recipe, toml_lines
 from train_gpt import (
+    AROUND,
     GPT,
     STEPS,
     TRACKS,
@@ -51,10 +53,10 @@ class Replay:
 
 
 def read_scaled(path: Path) -> tuple[Recipe, Replay]:
-    """The recipe, and what its table [trajectory] says. Raises RecipeError, and TypeError for unknown keys."""
+    """The recipe, and what its table [trajectory] says. Raises RecipeError, TypeError for an unknown key."""
     table = tomllib.loads(path.read_text())
     replay = Replay(**table.pop("trajectory", {}))
-    return parse_recipe("\n".join(toml_lines(table)), path.stem, TRACKS, STEPS), replay
+    return parse_recipe("\n".join(toml_lines(table)), path.stem, TRACKS, STEPS, arounds=AROUND), replay
 
 
 def made_model(replay: Replay) -> GPT:
@@ -75,7 +77,7 @@ def made_tokens(seed: int, rows: int) -> Tensor:
 
 
 def replayed(recipe: Recipe, replay: Replay) -> tuple[list[float], float]:
-    """The summed loss of each batch before its update, and that of the final tokens after the last."""
+    """The summed loss of each batch before its update, and that of the final tokens, through the readouts."""
     model, losses = made_model(replay), []
     optimizers = build_optimizers(model, recipe)
     for step in range(recipe.train_steps):
@@ -83,9 +85,10 @@ def replayed(recipe: Recipe, replay: Replay) -> tuple[list[float], float]:
         set_learning_rates(optimizers, recipe, step)
         losses.append(compute_gradients(model, optimizers, batch, replay.micro_batch, ALONE).item())
         apply_update(optimizers)
+    tokens = [made_tokens(seed, FINAL_ROWS) for seed in FINAL_SEEDS]
     with torch.no_grad():
-        final = model(*(made_tokens(seed, FINAL_ROWS) for seed in FINAL_SEEDS)).item()
-    return losses, final
+        final, _ = read_losses(optimizers, lambda: model(*tokens).item())
+    return losses, final["val_loss"]
 
 
 def main() -> None:

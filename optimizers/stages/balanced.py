@@ -7,44 +7,50 @@ from torch import Tensor
 
 from optimizers.norms import safe_norm
 from optimizers.polar import polar, product
-from optimizers.stage import stage
-from optimizers.stages.direction import Contra, Polar, PolarSteps, contra_direction
+from optimizers.stage import Norm, stage
+from optimizers.stages.direction import Contra, Polar, PolarSteps, Temper, contra_direction, tempered
 
 
 @stage("direction")
 def balanced(
-    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None, contra: Contra = 0.0,
+    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None, norm: Norm = "frobenius",
+    contra: Contra = 0.0, temper: Temper = 0.0,
     iterations: Annotated[int, "[1, inf)", "polar factors taken one after the other"] = 2,
     beta: Annotated[float, "[0, inf)", "power of a row's missing length in its new weight"] = 0.5,
     leverage: Annotated[str, "polar | gram", "whence the rows' lengths between two polar factors"] = "polar",
+    balance: Annotated[str, "all | wide", "which matrices are; others take the polar factor"] = "all",
 ) -> Tensor:  # fmt: skip
-    """balanced_polar(D), with `contra` pushed away from what D has most of."""
-    return contra_direction(balanced_polar(D, polar, polar_steps, iterations, beta, leverage), D, contra)
+    """balanced_polar(D), tempered towards D, then with `contra` pushed away from what D has most of."""
+    rounds = iterations if balance == "all" or D.shape[-2] < D.shape[-1] else 0
+    P = tempered(balanced_polar(D, polar, polar_steps, rounds, beta, leverage, norm), D, temper)
+    return contra_direction(P, D, contra, norm)
 
 
 def balanced_polar(
-    D: Tensor, method: str, steps: int | None, iterations: int, beta: float, leverage: str
-) -> Tensor:
-    """A polar factor with row norms near sqrt(n/m) on the tall orientation m > n; polar(D) where D is square.
+    D: Tensor, method: str, steps: int | None, iterations: int, beta: float, leverage: str,
+    norm: str = "frobenius",
+) -> Tensor:  # fmt: skip
+    """A polar factor with row norms near sqrt(n/m) on the tall orientation m > n; polar(D) where D is square
+    or `iterations` is 0.
 
     d_i = 1/max(|D_i|, 1e-7);  `iterations` times P = polar(diag(d) D), and between two
     d_i <- d_i ((n/m) / max(|P_i|^2, 1e-14))^beta. leverage: whence |P_i|^2, "polar" or "gram" (see aurora).
     """
     m, n = D.shape[-2:]
-    if m == n:
-        return polar(D, method, steps)
+    if m == n or not iterations:
+        return polar(D, method, steps, norm=norm)
     if m < n:
         tall = D.mT.contiguous() if leverage == "gram" else D.mT  # strided rows: 30 times as long for a norm
-        return balanced_polar(tall, method, steps, iterations, beta, leverage).mT
+        return balanced_polar(tall, method, steps, iterations, beta, leverage, norm).mT
     d = 1 / safe_norm(D, -1).clamp(min=1e-7)
     for _ in range(iterations - 1):
         scores = (
             leverage_scores(d * D)
             if leverage == "gram"
-            else polar(d * D, method, steps).square().sum(-1, True)
+            else polar(d * D, method, steps, norm=norm).square().sum(-1, True)
         )
         d = d * ((n / m) / scores.clamp(min=1e-14)) ** beta
-    return polar(d * D, method, steps)
+    return polar(d * D, method, steps, norm=norm)
 
 
 def leverage_scores(Y: Tensor) -> Tensor:

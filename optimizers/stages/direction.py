@@ -7,41 +7,54 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from optimizers.norms import rescaled, safe_norm, unit
+from optimizers.norms import NORMS, rescaled, safe_norm, schatten4_norm, unit
 from optimizers.polar import METHODS, polar, soft_polar
-from optimizers.stage import Scalar, is_off, stage
+from optimizers.stage import Norm, Scalar, is_off, stage
 
 Polar = Annotated[str, " | ".join(METHODS), "method of the polar factor"]
 PolarSteps = Annotated[int | None, "[1, inf)", "its iterations; nothing: the method's own number"]
 Contra = Annotated[Scalar, "[0, inf)", "push away from what the momentum has most of; 0: off"]
 
 
+Temper = Annotated[Scalar, "[0, 1]", "how far the factor goes towards what it was taken of; 0: off"]
+
+
 @stage("direction", "polar")
 def polar_direction(
-    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None, contra: Contra = 0.0
+    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None, norm: Norm = "frobenius",
+    contra: Contra = 0.0, temper: Temper = 0.0,
+) -> Tensor:  # fmt: skip
+    """polar(D), tempered towards D, then with `contra` pushed away from what D has most of."""
+    return orthogonal_direction(D, polar, polar_steps, contra, norm, temper)
+
+
+def orthogonal_direction(
+    D: Tensor, method: str, steps: int | None, contra: Scalar, norm: str = "frobenius", temper: Scalar = 0.0
 ) -> Tensor:
-    """polar(D), with `contra` pushed away from what D has most of."""
-    return orthogonal_direction(D, polar, polar_steps, contra)
-
-
-def orthogonal_direction(D: Tensor, method: str, steps: int | None, contra: Scalar) -> Tensor:
-    """The polar factor, pushed by contra_direction."""
-    return contra_direction(polar(D, method, steps), D, contra)
+    """The polar factor, tempered and pushed by contra_direction."""
+    P = tempered(polar(D, method, steps, norm=norm), D, temper)
+    return contra_direction(P, D, contra, norm)
 
 
 @stage("direction", "soft")
 def soft_direction(
-    D: Tensor, *, contra: Contra = 0.0,
+    D: Tensor, *, norm: Norm = "frobenius", contra: Contra = 0.0,
     blend: Annotated[Scalar, "[-1, 1]", "-1 contra push, 0 polar factor, 1 soft; lines between"] = 1.0,
     p: Annotated[float, "(0, 1)", "power of the singular values"] = 0.1,
     soft_scale: Annotated[
-        str, "none | frobenius | frobenius_sqrt", "what the soft factor is brought to"
+        str, "none | frobenius | frobenius_sqrt | polar", "what the soft factor is brought to"
     ] = "none",
 ) -> Tensor:  # fmt: skip
-    """S, P = soft_polar(D, p); P pushed by contra max(-blend, 0), then P + max(blend, 0)(S - P)."""
-    S, P = soft_polar(D, p, soft_scale)
-    P = contra_direction(P, D, contra * positive_part(-blend))
-    return P + positive_part(blend) * (S - P)
+    """S, P = soft_polar(D, p); C = P pushed by contra max(-blend, 0); C + max(blend, 0)(S - C).
+
+    soft_scale "polar" brings S, and at last the result, to P's norm: the whole blend of records #20 and #29.
+    """
+    S, P = soft_polar(D, p, "none" if soft_scale == "polar" else soft_scale)
+    C = contra_direction(P, D, contra * positive_part(-blend), norm)
+    if soft_scale != "polar":
+        return C + positive_part(blend) * (S - C)
+    size = NORMS[norm](P)
+    return rescaled(C + positive_part(blend) * (rescaled(S, size, norm) - C), size, norm)
 
 
 def positive_part(x: Scalar) -> Scalar:
@@ -72,13 +85,25 @@ def tangent_rows(
     return v / safe_norm(v, -1, eps)
 
 
-def contra_direction(P: Tensor, D: Tensor, contra: Scalar) -> Tensor:
-    """P - (contra/2) D/opnorm(D), rescaled to |P|: less of what D has much of (result #11). 0 gives P
-    back.
+def tempered(P: Tensor, D: Tensor, rho: Scalar) -> Tensor:
+    """P + rho R min(1, s4(P)/4 / s4(R)), R = D/s4(D) - P, back to P's Schatten-4 norm s4 (record #38)."""
+    if is_off(rho):
+        return P
+    size = schatten4_norm(P)
+    R = D / schatten4_norm(D).clamp(min=1e-10) - P
+    cap = (0.25 * size / schatten4_norm(R).clamp(min=1e-10)).clamp(max=1)
+    return rescaled(P + rho * cap * R, size, "schatten4")
+
+
+def contra_direction(P: Tensor, D: Tensor, contra: Scalar, norm: str = "frobenius") -> Tensor:
+    """P - (contra/2) D/opnorm(D), rescaled to |P|: less of what D has much of (record #11). 0 gives P back.
+
+    With the Schatten-4 norm D is divided by its own, and P's is kept (records #20 on): a weaker push.
     """
     if is_off(contra):
         return P
-    return rescaled(P - 0.5 * contra * D / operator_norm(D), safe_norm(P))
+    size = schatten4_norm(D).clamp(min=1e-10) if norm == "schatten4" else operator_norm(D)
+    return rescaled(P - 0.5 * contra * D / size, NORMS[norm](P), norm)
 
 
 def operator_norm(D: Tensor, iterations: int = 5) -> Tensor:

@@ -14,40 +14,55 @@ from optimizers.stages.scale import rms
 def decay(
     W: Tensor, U: Tensor, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
     cautious: Annotated[bool, "", "decay only where U W > 0: where the step shrinks W too"] = False,
+    decay_last: Annotated[bool, "", "decay after the step, by the signs before it"] = False,
     update_floor: Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times |W|; 0: off"] = 0.0,
+    row_floor: Annotated[Scalar, "[0, inf)", "the same for every row by itself; 0: off"] = 0.0,
     radial_brake: Annotated[
         Scalar | None, "[0, 1]",
         "scale of the part of U that moves W outward, at first-order radius; 1 or nothing: off",
     ] = None,
 ) -> None:  # fmt: skip
-    """W <- W (1 - lr wd) - lr U; before it the brake, then the floor.
+    """W <- W (1 - lr wd) - lr U; before it the brake, then the floors.
 
-    Brake (record #29): W - lr U is brought to its first-order radius. Floor: records #9 on. cautious: arXiv
-    2510.12402.
+    Brake (record #29): W - lr U is brought to its first-order radius. Floor: records #9 on; by rows, and the
+    decay after the radius: #46. cautious: arXiv 2510.12402.
     """
-    braked = radial_brake is not None and not is_off(1 - radial_brake)
+    outward = 1.0 if radial_brake is None else radial_brake
+    braked = not is_off(1 - outward)
     if braked:
-        U = radially_braked(U, W, radial_brake)
+        U = radially_braked(U, W, outward)
     if not is_off(update_floor):
         U = floored(U, W, update_floor)
-    decay_(W, U, lr, weight_decay, cautious)
+    if not is_off(row_floor):
+        U = floored(U, W, row_floor, -1)
+    if decay_last:
+        kept = decay_factor(W, U, lr, weight_decay, cautious)
+    else:
+        decay_(W, U, lr, weight_decay, cautious)
     if braked:
         radial_step_(W, U, lr)
     else:
         W.sub_(lr * U)
+    if decay_last:
+        W.mul_(kept)
 
 
 def decay_(W: Tensor, U: Tensor, lr: Scalar, weight_decay: Scalar, cautious: bool = False) -> None:
     """W <- W (1 - lr wd); cautious: only where U W > 0."""
-    if is_off(weight_decay):
-        return
+    if not is_off(weight_decay):
+        W.mul_(decay_factor(W, U, lr, weight_decay, cautious))
+
+
+def decay_factor(W: Tensor, U: Tensor, lr: Scalar, weight_decay: Scalar, cautious: bool) -> Scalar:
+    """1 - lr wd; cautious: only where U W > 0, else 1."""
     rate = lr * weight_decay
-    W.mul_(1 - rate * (U * W > 0) if cautious else 1 - rate)
+    return 1 - rate * (U * W > 0).to(W.dtype) if cautious else 1 - rate
 
 
-def floored(U: Tensor, W: Tensor, floor: Scalar) -> Tensor:
-    """U grown to |U| = floor |W| where it is smaller; both norms are clamped at 1e-8."""
-    return U * (floor * safe_norm(W).clamp(min=1e-8) / safe_norm(U).clamp(min=1e-8)).clamp(min=1)
+def floored(U: Tensor, W: Tensor, floor: Scalar, dim: int | tuple[int, int] = (-2, -1)) -> Tensor:
+    """U grown to |U| = floor |W| where it is smaller, or every row (dim -1); both norms clamped at 1e-8."""
+    target = floor * safe_norm(W, dim).clamp(min=1e-8)
+    return U * (target / safe_norm(U, dim).clamp(min=1e-8)).clamp(min=1)
 
 
 def radially_braked(U: Tensor, W: Tensor, outward: Scalar) -> Tensor:

@@ -4,18 +4,20 @@ from typing import Annotated
 
 from torch import Tensor
 
-from optimizers.norms import average_, rescaled, safe_norm, unit
-from optimizers.stage import Scalar, State, buffer, stage
+from optimizers.norms import NORMS, average_, rescaled, safe_norm, unit
+from optimizers.stage import Norm, Scalar, State, buffer, stage
 
 NeuronBeta2 = Annotated[Scalar | None, "[0, 1)", "the records' neuron variance: what it keeps; nothing: off"]
 
 
 @stage("normalise")
-def neuron_variance(U: Tensor, state: State, *, neuron_beta2: NeuronBeta2 = None) -> Tensor:
+def neuron_variance(
+    U: Tensor, state: State, *, neuron_beta2: NeuronBeta2 = None, norm: Norm = "frobenius"
+) -> Tensor:
     """NorMuon as records #9-#11 have it: each neuron by its running RMS, then back to the norm before.
 
     v <- b2 v + (1 - b2) mean U^2 per row (m >= n) or per column (m < n); U / sqrt(max(v, 1e-10)), rescaled to
-    |U|.
+    |U|; by the Schatten-4 norm in records #20 and #29.
     """
     if neuron_beta2 is None:
         return U
@@ -23,7 +25,7 @@ def neuron_variance(U: Tensor, state: State, *, neuron_beta2: NeuronBeta2 = None
     per_row = m >= n
     v = buffer(state, "neuron_variance", U, (m, 1) if per_row else (1, n))
     average_(v, U.square().mean(-1 if per_row else -2, keepdim=True), neuron_beta2)
-    return rescaled(U * v.clamp(min=1e-10).rsqrt(), safe_norm(U))
+    return rescaled(U * v.clamp(min=1e-10).rsqrt(), NORMS[norm](U), norm)
 
 
 @stage("normalise")

@@ -7,19 +7,19 @@ from torch import Tensor
 
 from optimizers.norms import inner, safe_norm, unit
 from optimizers.polar import polar
-from optimizers.stage import stage
+from optimizers.stage import Norm, stage
 from optimizers.stages.direction import Polar, PolarSteps
 
 
 @stage("direction")
 def stiefel(
-    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None,
+    D: Tensor, *, polar: Polar = "simple", polar_steps: PolarSteps = None, norm: Norm = "frobenius",
     outer_steps: Annotated[int, "[0, inf)", "ascent steps from the polar factor"] = 3,
     retraction_steps: Annotated[int, "[0, inf)", "rounds of row norms and polar factor after each"] = 2,
     ascent_step: Annotated[float, "[0, inf)", "length of an ascent step, times the gradient's own"] = 0.1,
 ) -> Tensor:  # fmt: skip
     """row_balanced_ascent(D); square matrices take the polar factor."""
-    return row_balanced_ascent(D, polar, polar_steps, outer_steps, retraction_steps, ascent_step)
+    return row_balanced_ascent(D, polar, polar_steps, outer_steps, retraction_steps, ascent_step, norm)
 
 
 def row_multipliers(G: Tensor, U: Tensor, B: Tensor, rho: float) -> Tensor:
@@ -52,8 +52,9 @@ def row_multipliers(G: Tensor, U: Tensor, B: Tensor, rho: float) -> Tensor:
 
 
 def row_balanced_ascent(
-    G: Tensor, method: str, steps: int | None, outer_steps: int, retraction_steps: int, ascent_step: float
-) -> Tensor:
+    G: Tensor, method: str, steps: int | None, outer_steps: int, retraction_steps: int, ascent_step: float,
+    norm: str = "frobenius",
+) -> Tensor:  # fmt: skip
     """Ascent of <G, U> over U^T U = I with equal row norms, on the tall orientation; polar(G) where G is
     square.
 
@@ -62,12 +63,12 @@ def row_balanced_ascent(
     """
     m, n = G.shape[-2:]
     if m < n:
-        return row_balanced_ascent(G.mT, method, steps, outer_steps, retraction_steps, ascent_step).mT
-    U = polar(G, method, steps)
+        return row_balanced_ascent(G.mT, method, steps, outer_steps, retraction_steps, ascent_step, norm).mT
+    U = polar(G, method, steps, norm=norm)
     for _ in range(outer_steps if m > n else 0):
         B = 0.5 * (U.mT @ G + G.mT @ U)
         lam = row_multipliers(G, U, B, n / m)
         U = U + ascent_step * (G - U @ (B - U.mT @ (lam * U)) - lam * U)
         for _ in range(retraction_steps):
-            U = polar((n / m) ** 0.5 * unit(U, -1, 1e-7), method, steps)
+            U = polar((n / m) ** 0.5 * unit(U, -1, 1e-7), method, steps, norm=norm)
     return U

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 RECORDS = Path(__file__).resolve().parents[1]
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
 STAGES = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
-COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
+COOLDOWN = {  # of the matrices; AdamW's have aux_ in front, and follow the matrices' where nothing is said
     "cooldown_frac": 0.7,
     "cooldown_steps": None,
     "cooldown_power": 1.0,
@@ -29,13 +29,16 @@ COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and fo
 SCHEDULE = (
     COOLDOWN | {f"aux_{key}": None for key in COOLDOWN} | {"warmup_steps": 0, "delay": [], "matrix": {}}
 )
-TABLES = ("matrix", "aux", "schedule", "init", "lookahead")
+TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout")
+AUX_OPTIONS = {"bias_correction": True, "master": False}  # beside the track's; in tables by pattern `lr` too
+SCALES = ("matrix", "embed_before")  # of the look-ahead
 LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 
 
 class Keyword(Protocol):
-    """A hyperparameter of a method: its default, and what a value must be."""
+    """A hyperparameter of a method: its name, its default, and what a value must be."""
 
+    name: str
     default: Any
 
     @property
@@ -60,6 +63,9 @@ class Method(Protocol):
     def row(self) -> Rows: ...
 
 
+NOTHING: Mapping[str, Method] = {}
+
+
 class RecipeError(ValueError):
     """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
 
@@ -70,7 +76,8 @@ class Recipe:
 
     matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
               "mlp.*", stands instead for the matrices it matches.
-    aux:      AdamW of the embedding, the head and the 1-D parameters.
+    aux:      AdamW of the embedding, the head and the 1-D parameters; a table in it, named by a pattern such
+              as "*.gains", stands instead for the parameters it matches, and may say their `lr`.
     schedule: `cooldown_frac` of the planned `steps`, or `cooldown_steps`; `cooldown_power`, `floor` (the last
               factor); `steps`, where the cooldown is planned for a longer run than this one, a number or
               points [from step, steps] of a plan that changes on the way; `phases`, knots that stand in for
@@ -80,7 +87,12 @@ class Recipe:
               along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
     init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; the rest starts as the baseline.
     lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
-              before `stop`, averages of `decay`; empty: none.
+              before `stop`, averages of `decay`; empty: none. scaled_by = "embed_before": times AdamW's
+              schedule of the step before, as results #40 to #46 have it.
+    around:   what else surrounds the update, a table by name: its `kind` (else the name is it), `params` and
+              `but`, patterns of the parameters it is over, its hyperparameters; a table by pattern in it says
+              them otherwise for some. Knots in place of a number change it over the run.
+    readout:  the same for what validation reads in place of the trained weights; in their order.
     facts:    description, base (the entry it builds on), published (number of the published result).
     """
 
@@ -93,12 +105,14 @@ class Recipe:
     init: dict
     lookahead: dict
     facts: dict = field(default_factory=dict)
+    around: dict = field(default_factory=dict)
+    readout: dict = field(default_factory=dict)
 
     def toml(self) -> str:
         """The effective recipe: reading it back gives the same recipe."""
         head = {**self.facts, "name": self.name, "track": self.track, "train_steps": self.train_steps}
         tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
-        tables |= {"lookahead": self.lookahead}
+        tables |= {"lookahead": self.lookahead, "around": self.around, "readout": self.readout}
         return "\n".join(toml_lines(head | tables))
 
     def differences(self, other: str) -> str:
@@ -110,9 +124,23 @@ class Recipe:
         """The step functions it uses, by name and with their exchanged stages, sorted."""
         return sorted({step_name(self.matrix), *map(step_name, self.patterns().values())})
 
+    def surroundings(self) -> dict[str, dict]:
+        """The tables of [around], then those of [readout], by name: the order in which they work."""
+        return {**self.around, **self.readout}
+
     def patterns(self) -> dict[str, dict]:
         """The tables of [matrix] for some matrices only, by pattern."""
-        return {key: value for key, value in self.matrix.items() if isinstance(value, dict)}
+        return tables_in(self.matrix)
+
+
+def tables_in(table: dict) -> dict[str, dict]:
+    """The tables inside a table, by name or pattern."""
+    return {key: value for key, value in table.items() if isinstance(value, dict)}
+
+
+def plain_in(table: dict) -> dict:
+    """The rest: what stands in the table itself."""
+    return {key: value for key, value in table.items() if not isinstance(value, dict)}
 
 
 def step_name(table: dict) -> str:
@@ -139,13 +167,15 @@ def recipe_files(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml"))} | entries
 
 
-def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Method]) -> Iterator[str]:
+def list_recipes(
+    tracks: Mapping[str, object], steps: Mapping[str, Method], arounds: Mapping[str, Method] = NOTHING
+) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
         yield f"{track} (default: {tracks[track].recipe})"
         for name, path in recipe_files(RECORDS / track).items():
             try:
-                told = read_recipe(path, tracks, steps).facts.get("description", "")
+                told = read_recipe(path, tracks, steps, arounds=arounds).facts.get("description", "")
             except RecipeError as error:
                 told = f"cannot run yet: {error}"
             yield f"  {name:28} {told}"
@@ -157,10 +187,11 @@ def read_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
+    arounds: Mapping[str, Method] = NOTHING,
 ) -> Recipe:
     """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
 
-    tracks, steps: what a recipe may name. changes: "matrix.lr=0.03" and the like, over what the file says.
+    tracks, steps, arounds: what a recipe may name. changes: "matrix.lr=0.03" and the like, over the file.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
     order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
@@ -171,7 +202,7 @@ def read_recipe(
         hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
         raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
     name = path.parent.name if path.name == "recipe.toml" else path.stem
-    return parse_recipe(path.read_text(), name, tracks, steps, changes, track)
+    return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
 
 
 def parse_recipe(
@@ -181,6 +212,7 @@ def parse_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
+    arounds: Mapping[str, Method] = NOTHING,
 ) -> Recipe:
     """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
     try:
@@ -201,23 +233,102 @@ def parse_recipe(
     for key in TABLES:
         if not isinstance(value := table.get(key, {}), dict):
             raise RecipeError(f"recipe {name} says {key} = {value!r}; expected a table [{key}].")
-    matrix, aux, schedule, init, lookahead = (table.get(key, {}) for key in TABLES)
-    plain = {key: value for key, value in matrix.items() if not isinstance(value, dict)}
+    matrix, aux, schedule, init, lookahead, around, readout = (table.get(key, {}) for key in TABLES)
+    plain = plain_in(matrix)
     effective = hyperparameters("[matrix]", plain, steps)
     for pattern, value in matrix.items():
         if isinstance(value, dict):  # another step function starts from its own defaults
             where = f'[matrix."{pattern}"]'
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
             effective[pattern] = hyperparameters(where, value, steps, inherited)
-    check_keys("[aux]", aux, list(default))
-    check_kinds("[aux]", aux, default)
+    aux = parse_aux(aux, default)
     schedule = parse_schedule(schedule, train_steps, effective)
-    check_keys("[lookahead]", lookahead, list(LOOKAHEAD))
+    check_keys("[lookahead]", lookahead, [*LOOKAHEAD, "scaled_by"])
     check_kinds("[lookahead]", lookahead, LOOKAHEAD)
+    if (scale := lookahead.get("scaled_by", SCALES[0])) not in SCALES:
+        raise RecipeError(f"[lookahead] says scaled_by = {scale!r}; expected {' or '.join(SCALES)}.")
     lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
     facts = {key: table[key] for key in FACTS if key in table}
     name = table.get("name", name)
-    return Recipe(name, track, train_steps, effective, default | aux, schedule, init, lookahead, facts)
+    around, readout = (
+        {key: parse_around(f"[{where}.{key}]", key, value, arounds) for key, value in said.items()}
+        for where, said in (("around", around), ("readout", readout))
+    )
+    if twice := [key for key in around if key in readout]:
+        raise RecipeError(f"[around.{twice[0]}] and [readout.{twice[0]}]: expected two names.")
+    return Recipe(name, track, train_steps, effective, aux, schedule, init, lookahead, facts, around, readout)
+
+
+def parse_aux(said: dict, default: dict) -> dict:
+    """The effective [aux]: the track's default where nothing is said; options by pattern over the rest."""
+    plain, options = plain_in(said), {key: default[key] for key in ("betas", "eps", "weight_decay")}
+    check_keys("[aux]", plain, [*default, *AUX_OPTIONS])
+    check_kinds("[aux]", plain, default | AUX_OPTIONS)
+    for pattern, table in tables_in(said).items():
+        known = {"lr": 0.1} | options | AUX_OPTIONS
+        check_keys(f'[aux."{pattern}"]', table, list(known))
+        check_kinds(f'[aux."{pattern}"]', table, known)
+    return default | said
+
+
+def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method]) -> dict:
+    """The effective table of [around] or [readout] `name`: kind, parameters, hyperparameters, by pattern too.
+
+    Raises RecipeError for a kind or key that is not known, and for a value out of its range.
+    """
+    if not isinstance(said, dict):
+        raise RecipeError(f"{where} is {said!r}; expected a table.")
+    kind = said.get("kind", name)
+    if kind not in kinds:
+        raise RecipeError(f"{where} is of kind {kind!r}; known: {', '.join(kinds)}. Say it: kind = '...'.")
+    over = {key: said.get(key, default) for key, default in (("params", ["*"]), ("but", []))}
+    for key, patterns in over.items():
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise RecipeError(f"{where} says {key} = {patterns!r}; expected patterns: ['mlp.*.weight'].")
+    known = kinds[kind].row.hyperparameters
+    plain = {key: value for key, value in plain_in(said).items() if key not in ("kind", *over)}
+    effective = {"kind": kind} | over | filled(f"{where} of kind '{kind}'", plain, known)
+    for pattern, table in tables_in(said).items():
+        here = f'{where[:-1]}."{pattern}"]'
+        check_keys(here, table, list(known))
+        effective[pattern] = {key: checked_value(here, known[key], value) for key, value in table.items()}
+    return effective
+
+
+def filled(where: str, said: dict, known: Mapping[str, Keyword]) -> dict:
+    """Every hyperparameter: the value said, else the default; numbers may be knots instead.
+
+    Raises RecipeError for a key that is not known, a value out of its range, and one that is missing.
+    """
+    check_keys(where, said, list(known))
+    for name, keyword in known.items():
+        if name not in said and keyword.default is inspect.Parameter.empty:
+            raise RecipeError(f"{where} needs {name}: give it a value, {keyword.expected}.")
+    values = {name: said.get(name, keyword.default) for name, keyword in known.items()}
+    return {
+        name: checked_value(where, known[name], value) if name in said else as_toml(value)
+        for name, value in values.items()
+    }
+
+
+def checked_value(where: str, keyword: Keyword, value: object) -> object:
+    """The value of a hyperparameter, or knots of values. Raises RecipeError where it is out of its range."""
+    values = [value]
+    if is_knots(value):
+        check_knots(f"{where} {keyword.name}", value)
+        values = [knot[1] for knot in value]
+    for each in values:
+        try:
+            keyword.check(each, where)
+        except (TypeError, ValueError):
+            raise RecipeError(
+                f"{where} says {keyword.name} = {value!r}; expected {keyword.expected}."
+            ) from None
+    return as_toml(value)
+
+
+def as_toml(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
@@ -269,6 +380,11 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
     return schedule
 
 
+def is_knots(value: object) -> bool:
+    """Whether a value is meant as knots, right or wrong."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
+
+
 def check_knots(where: str, knots: object, shapes: bool = True) -> None:
     """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
     expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
@@ -276,7 +392,7 @@ def check_knots(where: str, knots: object, shapes: bool = True) -> None:
         isinstance(knot, list) and len(knot) in (2, 2 + shapes)
         and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in knot[:2])
         and (len(knot) == 2 or knot[2] == "cosine"
-             or (isinstance(knot[2], int | float) and not isinstance(knot[2], bool) and 0 < knot[2] < math.inf))
+             or (type(knot[2]) in (int, float) and 0 < knot[2] < math.inf))
         for knot in knots
     )  # fmt: skip
     if not good or [knot[0] for knot in knots] != sorted({knot[0] for knot in knots}):
