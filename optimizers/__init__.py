@@ -10,6 +10,7 @@ from optimizers.methods import (  # noqa: F401 (each registers itself)
     muon,
     muown,
     rows,
+    shampoo,
     soap,
     soap_family,
 )

@@ -42,7 +42,7 @@ def adam_in_bases(
             state[f"{name}_basis"] = identity if start == "identity" else eigenvectors(first)
     average_(state["row_covariance"], rows, covariance_beta)
     average_(state["column_covariance"], columns, covariance_beta)
-    D = over_root_of_squares(u, rotated(G, state), state, beta2, eps)
+    D = over_root_of_squares(u, in_bases(G, state), state, beta2, eps)
     turn_bases(state)
     return D
 
@@ -77,7 +77,7 @@ def kl_soap(
         buffer(state, "column_scale", G, (1, n)).fill_(first_eigenvalue**-0.5)
         return u
     Ql, Qr, left, right = (state[name] for name in ("row_basis", "column_basis", "row_scale", "column_scale"))
-    P = rotated(G, state)
+    P = in_bases(G, state)
     D = over_root_of_squares(u, P, state, beta2, eps)
     Y, Z = G @ Qr * right, left * (Ql.mT @ G)
     average_(state["row_covariance"], Y @ Y.mT / n, covariance_beta)
@@ -159,7 +159,7 @@ def long_neuron_variance(
     return U if U.shape[-2] == U.shape[-1] else neuron_variance(U, state, neuron_beta2=beta2)
 
 
-def rotated(X: Tensor, state: State) -> Tensor:
+def in_bases(X: Tensor, state: State) -> Tensor:
     """Ql^T X Qr."""
     return state["row_basis"].mT @ X @ state["column_basis"]
 
@@ -167,7 +167,7 @@ def rotated(X: Tensor, state: State) -> Tensor:
 def over_root_of_squares(u: Tensor, P: Tensor, state: State, beta2: Scalar, eps: float) -> Tensor:
     """Ql [(Ql^T u Qr) / (sqrt(V) + eps)] Qr^T, V <- b2 V + (1 - b2) P^2."""
     V = average_(buffer(state, "variance", P), squared(P), beta2)
-    return state["row_basis"] @ (rotated(u, state) / (V.sqrt() + eps)) @ state["column_basis"].mT
+    return state["row_basis"] @ (in_bases(u, state) / (V.sqrt() + eps)) @ state["column_basis"].mT
 
 
 def turn_bases(state: State) -> None:
