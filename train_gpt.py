@@ -33,6 +33,7 @@ from optimizers import AROUND, STEPS, MatrixOptimizer
 from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
+from optimizers.starting_point import start_parameters
 from records.run.flatten import flatten
 from records.run.recipe import (
     AUX_OPTIONS,
@@ -279,26 +280,11 @@ class GPT(nn.Module):
         return self.loss(self.proj, self.norm2(x), targets)
 
 
-@torch.no_grad()
-def initialise(model: GPT, stds: dict[str, float], seed: int) -> None:
-    """Gains 1, biases 0, embedding N(0, 1), every `proj` 0, other weights N(0, 0.33 / inputs).
-
-    stds: pattern -> standard deviation of the weights whose module it matches ("mlp.fc", "blocks.0.mlp.fc").
-    Raises RunError for a pattern that matches nothing.
-    """
-    generator, unused = torch.Generator().manual_seed(seed), set(stds)
-    for name, parameter in model.named_parameters():
-        module, _, kind = name.rpartition(".")
-        matching = [pattern for pattern in stds if kind == "weight" and matches(pattern, module)]
-        unused -= set(matching)
-        if kind in ("gains", "bias"):
-            parameter.fill_(kind == "gains")
-            continue
-        std = 1.0 if module == "embed" else (0.33 / parameter.size(1)) ** 0.5
-        std = stds[matching[0]] if matching else 0.0 if module.endswith("proj") else std
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std if std else torch.zeros(()))
-    if unused:
-        raise RunError(f"[init] {sorted(unused)[0]!r} matches no module; expected one such as 'mlp.fc'.")
+def initialise(model: GPT, init: dict, seed: int) -> None:
+    """Start the parameters as [init] says, see start_parameters. RunError for a pattern of no module."""
+    head_dim = model.blocks[0].attn.head_dim
+    for pattern in start_parameters(dict(model.named_parameters()), init, seed, head_dim, matches):
+        raise RunError(f"[init] {pattern!r} matches no module; expected one such as 'mlp.fc'.")
 
 
 @torch.no_grad()
@@ -342,9 +328,10 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
             group |= {"initial_lr": group["lr"], "schedule": "matrix" if kind == "matrix" else "aux"}
     for group in optimizers["matrix"].param_groups:
         group["knots"] = {key: knots for key, knots in recipe.schedule["matrix"].items() if key in group}
-    if ahead := recipe.lookahead:
+    if ahead := dict(recipe.lookahead):
         kind, late = ("aux", 1) if ahead.get("scaled_by") == "embed_before" else ("matrix", 0)
-        ahead = ahead | {"initial_lr": ahead["strength"], "schedule": kind, "late": late}
+        ahead |= {"initial_lr": ahead["strength"], "schedule": kind, "late": late,
+                  "window": (ahead["start"], ahead["stop"])}  # fmt: skip
         optimizers["lookahead"] = EMANesterov([{"params": model.parameters()} | ahead])
     optimizers |= {name: build_around(model, name, table) for name, table in recipe.surroundings().items()}
     for optimizer in optimizers.values():
@@ -400,10 +387,12 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """
     hidden = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if is_hidden(name, p)}
     groups = grouped("matrix", hidden, recipe.patterns() | {"*": plain_in(recipe.matrix)})
+    names = {p: f"{name}.weight" for name, p in hidden.items()}  # which a matrix's random numbers come from
     for group in groups:
         moved = {key: knots[0][1] for key, knots in recipe.schedule["matrix"].items() if key in group}
         dtype = group["params"][0].dtype
         group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
+        group["params"] = [(names[p], p) for p in group["params"]]
     return groups
 
 
@@ -414,16 +403,15 @@ def build_around(model: nn.Module, name: str, table: dict) -> Around:
               if any(matches(pattern, name) for pattern in over)
               and not any(matches(pattern, name) for pattern in but)}  # fmt: skip
     values = {key: value for key, value in plain.items() if key not in ("kind", "params", "but")}
-    tables = {pattern: values | own for pattern, own in tables_in(table).items()} | {"*": values}
-    groups = grouped(name, chosen, tables)
+    groups = grouped(name, chosen, tables_in(table) | {"*": {}})
     for group in groups:
-        knots = {key: value for key, value in group.items() if is_knots(value)}
+        knots = {key: value for key, value in (values | group).items() if is_knots(value)}
         group |= {key: points[0][1] for key, points in knots.items()} | {"name": name, "knots": knots}
-    return AROUND[table["kind"]](groups)
+    return AROUND[table["kind"]](groups, **values)
 
 
 def value_at(knots: list[list], step: float) -> float:
-    """The value at a step between knots [step, value, shape]: from the knot before, along x^shape or a cosine."""
+    """At a step between knots [step, value, shape]: from the knot before on, along x^shape or a cosine."""
     before = knots[0]
     for knot in knots:
         if step < knot[0]:
@@ -458,9 +446,10 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["update"] = step
         if "schedule" in group:
-            on = "stop" not in group or group["start"] <= step < group["stop"]
+            start, stop = group.get("window", (0, math.inf))
             before = max(step - group.get("late", 0), 0)
-            group["lr"] = on * group["initial_lr"] * learning_rate_factor(before, recipe, group["schedule"])
+            factor = learning_rate_factor(before, recipe, group["schedule"])
+            group["lr"] = (start <= step < stop) * group["initial_lr"] * factor
         for key, knots in group.get("knots", {}).items():
             value = value_at(knots, step)
             group[key] = group[key].fill_(value) if isinstance(group[key], Tensor) else value

@@ -26,7 +26,7 @@ class AuxAdamW(OwnPrecision):
     def __init__(
         self,
         params: Iterable,
-        lr: float,
+        lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,

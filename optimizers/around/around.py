@@ -84,7 +84,7 @@ def arounds_in(optimizers: Iterable[torch.optim.Optimizer]) -> list[Around]:
 def read_losses(
     optimizers: Iterable[torch.optim.Optimizer], validate: Callable[[], float], each: bool = False
 ) -> tuple[dict[str, float], str]:
-    """`val_loss` through all readouts and, where some are read, `raw_val_loss` of the trained weights; and the
+    """`val_loss` through all readouts and, where some are read, `raw_val_loss` of the trained weights; and a
     column " readout:" with their names. each: the loss through every readout alone, too.
     """
     with_readout = {around.param_groups[0]["name"]: around for around in arounds_in(optimizers)

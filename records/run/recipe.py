@@ -31,6 +31,9 @@ SCHEDULE = (
 )
 TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout")
 AUX_OPTIONS = {"bias_correction": True, "master": False}  # beside the track's; in tables by pattern `lr` too
+INIT = {"law": "normal", "bias": "zero", "gain_signs": 0.1, "paired_from": 6, "paired_shrink": 0.5}
+INIT_RULE = {"std": 0.02, "law": "normal", "factor": 1.0, "slope": 0.3, "bias": "zero"}  # of a pattern
+INIT_LAWS = {"law": ("normal", "uniform"), "bias": ("zero", "uniform")}
 SCALES = ("matrix", "embed_before")  # of the look-ahead
 LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 
@@ -85,7 +88,8 @@ class Recipe:
               steps the schedule's clock is late; in `matrix`, knots of hyperparameters that change over the
               run. A knot is [step, value] or [step, value, shape]: from the knot before, the value moves
               along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
-    init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; the rest starts as the baseline.
+    init:     by pattern, e.g. {"attn.proj": 0.026}, a standard deviation or a table of INIT_RULE; `law` and
+              `bias` of the rest, `gain_signs`; see start_parameters. Empty: the baseline's.
     lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
               before `stop`, averages of `decay`; empty: none. scaled_by = "embed_before": times AdamW's
               schedule of the step before, as results #40 to #46 have it.
@@ -242,6 +246,7 @@ def parse_recipe(
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
             effective[pattern] = hyperparameters(where, value, steps, inherited)
     aux = parse_aux(aux, default)
+    check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
     check_keys("[lookahead]", lookahead, [*LOOKAHEAD, "scaled_by"])
     check_kinds("[lookahead]", lookahead, LOOKAHEAD)
@@ -269,6 +274,25 @@ def parse_aux(said: dict, default: dict) -> dict:
         check_keys(f'[aux."{pattern}"]', table, list(known))
         check_kinds(f'[aux."{pattern}"]', table, known)
     return default | said
+
+
+def check_init(init: dict) -> None:
+    """Raises RecipeError for what [init] cannot say. A key that is not in INIT is a pattern."""
+    own = {key: value for key, value in init.items() if key in INIT}
+    rules = {key: value if isinstance(value, dict) else {"std": value}
+             for key, value in init.items() if key not in INIT}  # fmt: skip
+    for where, table, known in (
+        ("[init]", own, INIT), *((f'[init."{key}"]', rule, INIT_RULE) for key, rule in rules.items())
+    ):  # fmt: skip
+        check_keys(where, table, list(known))
+        check_kinds(where, table, known)
+        for key, value in table.items():
+            if key in INIT_LAWS and value not in INIT_LAWS[key]:
+                raise RecipeError(f"{where} says {key} = {value!r}; expected {' or '.join(INIT_LAWS[key])}.")
+            if key not in INIT_LAWS and not 0 <= value < math.inf:
+                raise RecipeError(f"{where} says {key} = {value!r}; expected a number, 0 or above.")
+        if "std" in table and "law" in table:
+            raise RecipeError(f"{where} says std and law; expected one of them (std is a normal law's).")
 
 
 def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method]) -> dict:
