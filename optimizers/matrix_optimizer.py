@@ -353,7 +353,8 @@ def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[M
             load[owner] += count * m * n * min(m, n)  # a product of the matrix with its smaller side
         first = sum(counts[:rank])
         owned = slice(first, first + counts[rank])
-        yield MatrixStack(group, params, counts, owned, steps=[0] * counts[rank])
+        own = [seeds[param] + index for param in params for index in range(count_matrices(param))][owned]
+        yield MatrixStack(group, params, counts, owned, own, steps=[0] * counts[rank])
 
 
 def count_matrices(param: Tensor) -> int:
