@@ -221,7 +221,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Shows the state of the owned matrices in `self.state`, in torch's form, as views."""
         stack.grew = False
         for param, part, within in stack.shares():
-            if all(stack.started[part]):
+            if all(stack.steps[part]):
                 lead = param.shape[:-2] if whole(param, within) else [part.stop - part.start]
                 self.state[param] = {
                     name: tensor[part].view(*lead, *tensor.shape[1:]) for name, tensor in stack.state.items()
@@ -241,8 +241,8 @@ class MatrixStack:
     """The matrices of a parameter group that share shape, dtype and device, and this rank's share of them.
 
     Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's
-    tensors for the owned matrices, [owned, ...]; `started[i]` says that the i-th of them has been stepped, so
-    that its state counts; `grew` that this has changed since the state was last shown.
+    tensors for the owned matrices, [owned, ...]; `steps[i]` says how often the i-th of them has been stepped,
+    0 that its state does not count yet; `grew` that this has changed since the state was last shown.
     """
 
     group: dict[str, Any]
@@ -250,7 +250,7 @@ class MatrixStack:
     counts: list[int]
     owned: slice
     state: dict[str, Tensor] = field(default_factory=dict)
-    started: list[bool] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
     grew: bool = False
 
     def shares(self, rank_range: slice | None = None) -> list[tuple[Tensor, slice, slice]]:
@@ -348,7 +348,7 @@ def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[M
             load[owner] += count * m * n * min(m, n)  # a product of the matrix with its smaller side
         first = sum(counts[:rank])
         owned = slice(first, first + counts[rank])
-        yield MatrixStack(group, params, counts, owned, started=[False] * counts[rank])
+        yield MatrixStack(group, params, counts, owned, steps=[0] * counts[rank])
 
 
 def count_matrices(param: Tensor) -> int:
@@ -401,7 +401,10 @@ def advance(
     if compiling and not isinstance(values["lr"], Tensor):
         values["lr"] = torch.tensor(values["lr"], dtype=weights[0].dtype)
     limit = max(1, CPU_CALL_ELEMENTS // (m * n)) if device == "cpu" else len(weights)
-    for start, stop, started in runs(gradients, stack.started, limit):
+    # What is due every so many steps is known here: no step function waits for the device to say it.
+    periodic = row_of_function(step).takes("refresh")
+    every = values["refresh_every"] if periodic else 1
+    for start, stop, started, due in runs(gradients, stack.steps, limit, every):
         single = stop - start == 1
         where = start if single else slice(start, stop)
         weight = weights[start] if single else torch.stack(weights[where])
@@ -410,25 +413,30 @@ def advance(
         state = dict(held)
         # The first step of a matrix creates its state. It runs as written, so that one form only is compiled.
         function = compiled(step, weight.shape) if compiling and started else step
-        function(weight, gradient, state, **values)
+        function(weight, gradient, state, **values, **({"refresh": due} if periodic else {}))
         if not single:
             torch._foreach_copy_(weights[where], list(weight.unbind()))
         for name, tensor in state.items():
             if tensor is not held.get(name):
                 keep_state(stack, name, tensor if not single else tensor[None], slice(start, stop))
-        if not started:
-            stack.started[start:stop] = [True] * (stop - start)
-            stack.grew = True
+        stack.grew |= not started
+        stack.steps[start:stop] = [count + 1 for count in stack.steps[start:stop]]
 
 
-def runs(gradients: list[Tensor | None], started: list[bool], limit: int) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, started) of neighbours with a gradient, all or none with state, at most `limit`."""
-    alike = itertools.groupby(range(len(started)), key=lambda i: (gradients[i] is not None, started[i]))
-    for (present, begun), neighbours in alike:
+def runs(
+    gradients: list[Tensor | None], steps: list[int], limit: int, every: int
+) -> Iterator[tuple[int, int, bool, bool]]:
+    """(start, stop, started, due) of at most `limit` neighbours with a gradient that are alike in both.
+
+    started: whether they have state; due: whether their count of steps is a multiple of `every`.
+    """
+    kinds = [(grad is not None, count > 0, count % every == 0)
+             for grad, count in zip(gradients, steps, strict=True)]  # fmt: skip
+    for (present, started, due), neighbours in itertools.groupby(range(len(kinds)), key=kinds.__getitem__):
         first, *others = neighbours
         stop = first + 1 + len(others)
         for start in range(first, stop, limit) if present else ():
-            yield start, min(start + limit, stop), begun
+            yield start, min(start + limit, stop), started, due
 
 
 @functools.cache
@@ -455,7 +463,7 @@ def compiled(step: Callable, shape: torch.Size) -> Callable:
 def keep_state(stack: MatrixStack, name: str, tensor: Tensor, where: slice) -> None:
     """Copies a state tensor of some owned matrices, [k, ...], into the stack's."""
     if name not in stack.state:
-        stack.state[name] = tensor.new_zeros((len(stack.started), *tensor.shape[1:]))
+        stack.state[name] = tensor.new_zeros((len(stack.steps), *tensor.shape[1:]))
     stack.state[name][where] = tensor
 
 
@@ -467,7 +475,9 @@ def adopt_state(stack: MatrixStack, states: dict[Tensor, dict[str, Tensor]]) -> 
             if tensor.shape[:lead] == param.shape[:-2]:
                 tensor = tensor.reshape(-1, *tensor.shape[lead:])[within]
             keep_state(stack, name, tensor, part)
-        stack.started[part] = [param in states] * (part.stop - part.start)
+        counted = stack.state["step"][part].flatten().tolist() if "step" in states.get(param, {}) else ()
+        known = [int(count) for count in counted] or [1] * (part.stop - part.start)
+        stack.steps[part] = known if param in states else [0] * len(known)
 
 
 def fitting_state(state: dict[str, Tensor], param: Tensor, index: int) -> dict[str, Tensor]:
@@ -537,8 +547,8 @@ def gather_from_owners(stack: MatrixStack, weights: list[Tensor]) -> tuple[dist.
     """Starts sending the owned `weights` to all ranks; (work, the weights that are there when it is done)."""
     slot = max(stack.counts)
     own = weights[0].new_zeros((slot, *weights[0].shape))
-    if stack.started:
-        torch._foreach_copy_(list(own.unbind())[: len(stack.started)], weights[stack.owned])
+    if stack.steps:
+        torch._foreach_copy_(list(own.unbind())[: len(stack.steps)], weights[stack.owned])
     everyone = own.new_empty((len(stack.counts) * slot, *weights[0].shape))
     all_gather = collective("all_gather_single", "all_gather_into_tensor")
     work = all_gather(everyone, own, async_op=True)
@@ -548,14 +558,14 @@ def gather_from_owners(stack: MatrixStack, weights: list[Tensor]) -> tuple[dist.
 
 def collect_state(stacks: list[MatrixStack], world: int) -> dict[Tensor, dict[str, Tensor]]:
     """The state of every parameter that has been stepped, on every rank, from those that hold its parts."""
-    held = [({name: (t.shape[1:], t.dtype) for name, t in s.state.items()}, s.started) for s in stacks]
+    held = [({name: (t.shape[1:], t.dtype) for name, t in s.state.items()}, s.steps) for s in stacks]
     held_by_rank: list[Any] = [None] * world
     dist.all_gather_object(held_by_rank, held)
     parts: dict[Tensor, dict[str, list[Tensor]]] = {}
     for index, stack in enumerate(stacks):
         first = 0
         for rank, count in enumerate(stack.counts):
-            forms, started = held_by_rank[rank][index]
+            forms, steps = held_by_rank[rank][index]
             shares = stack.shares(slice(first, first + count))
             first += count
             for name, (shape, dtype) in forms.items():
@@ -564,7 +574,7 @@ def collect_state(stacks: list[MatrixStack], world: int) -> dict[Tensor, dict[st
                     tensor.copy_(stack.state[name])
                 dist.broadcast(tensor, src=rank)
                 for param, part, _ in shares:
-                    if all(started[part]):
+                    if all(steps[part]):
                         parts.setdefault(param, {}).setdefault(name, []).append(tensor[part])
     return {
         param: {

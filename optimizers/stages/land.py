@@ -9,13 +9,15 @@ from optimizers.norms import average_, inner, rescaled, safe_norm, squared, unit
 from optimizers.stage import LearningRate, Momentum, Scalar, State, WeightDecay, buffer, is_off, stage
 from optimizers.stages.scale import rms
 
+UpdateFloor = Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times |W|; 0: off"]
+
 
 @stage("land", by_rows=True, unless=("update_floor", "radial_brake"))
 def decay(
     W: Tensor, U: Tensor, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
     cautious: Annotated[bool, "", "decay only where U W > 0: where the step shrinks W too"] = False,
     decay_last: Annotated[bool, "", "decay after the step, by the signs before it"] = False,
-    update_floor: Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times |W|; 0: off"] = 0.0,
+    update_floor: UpdateFloor = 0.0,
     row_floor: Annotated[Scalar, "[0, inf)", "the same for every row by itself; 0: off"] = 0.0,
     radial_brake: Annotated[
         Scalar | None, "[0, 1]",
@@ -77,6 +79,23 @@ def radial_step_(W: Tensor, U: Tensor, lr: Scalar) -> None:
     target = (radius - lr * inner(U, W) / radius).clamp(min=1e-8)
     W.sub_(lr * U)
     W.mul_(target / safe_norm(W).clamp(min=1e-8))
+
+
+@stage("land")
+def anchored(
+    W: Tensor, U: Tensor, state: State, t: Tensor, *, lr: LearningRate, update_floor: UpdateFloor = 0.0,
+    anchor: Annotated[Scalar, "[0, inf)", "W goes anchor/(t + 1) of its way back to where it began"] = 1.0,
+) -> None:  # fmt: skip
+    """W <- W + anchor/(t + 1) (A - W) - lr U, A the weight before the first step; U floored by |W|. SODA.
+
+    With anchor 1, W - A is an average of the steps, not their sum (record #32, 20260518_soda_fade_3000_n9).
+    """
+    if "anchor" not in state:
+        state["anchor"] = W.clone()
+    if not is_off(update_floor):
+        U = floored(U, W, update_floor)
+    W.lerp_(state["anchor"], (anchor / (t + 1)).to(W.dtype))
+    W.sub_(lr * U)
 
 
 @stage("land")
