@@ -391,6 +391,7 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
         moved = {key: knots[0][1] for key, knots in recipe.schedule["matrix"].items() if key in group}
         dtype = group["params"][0].dtype
         group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
+        group |= {"head_dim": model.blocks[0].attn.head_dim} if "couple" in group else {}
     return groups
 
 
