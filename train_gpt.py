@@ -393,6 +393,7 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
         dtype = group["params"][0].dtype
         group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
         group["params"] = [(names[p], p) for p in group["params"]]
+        group |= {"head_dim": model.blocks[0].attn.head_dim} if "couple" in group else {}
     return groups
 
 

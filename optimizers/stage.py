@@ -405,11 +405,21 @@ def flow(
     refresh: bool | None,
 ) -> None:  # fmt: skip
     """The row's stages, one after the other, each taking by name what those before it gave."""
+    pass_through(row, given_at_first(row, W, G, state, refresh), values, scale)
+
+
+def given_at_first(row: Row, W: Tensor, G: Tensor, state: State, refresh: bool | None) -> dict[str, Any]:
+    """What the first stage of a row may take; every step passes here once."""
     given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "state": state, "refresh": refresh}
     if row.takes("t"):
         given["t"] = count_step(state, W)
     if row.takes("seed"):
         given["seed"] = matrix_seed(state, W)
+    return given
+
+
+def pass_through(row: Row, given: dict[str, Any], values: Mapping[str, Any], scale: float) -> None:
+    """Calls the row's stages on what they take of `given`, which keeps what they give."""
     for stage, names in zip(row.stages, row.keywords, strict=True):
         if stage.kind == "scale":
             given["U"] = given["U"] if scale == 1 else scale * given["U"]
@@ -418,6 +428,35 @@ def flow(
         result = stage.function(*(given[name] for name in stage.takes), **own)
         for name in GIVES.get(stage.kind, ()):
             given[name] = result
+
+
+@functools.cache
+def halves(step: Step) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A row in two, for who changes the direction in between: (direct, land), called as the step is.
+
+    direct(weight, grad, ...) puts the direction where `weight` was, which has to be a copy; land(weight,
+    direction, ...) takes it in the gradient's place. Raises ValueError where the landing needs more.
+    """
+    row = step.row
+    landing = row.stage("land")
+    if landing is None or not {"W", "U", "state", "t"}.issuperset(landing.takes):
+        raise ValueError(f"{row.name} cannot be coupled; expected a row whose land stage takes W and U only")
+    head = replace(row, stages=row.stages[:-1], keywords=row.keywords[:-1])
+    tail = replace(row, stages=row.stages[-1:], keywords=row.keywords[-1:])
+    shaped = row.stage("scale")
+
+    def direct(
+        weight: Tensor, grad: Tensor, state: State, *, refresh: bool | None = None, **values: Any
+    ) -> None:
+        given = given_at_first(row, weight, grad, state, refresh)
+        pass_through(head, given, values, shaped.function(weight) if shaped else 1.0)
+        weight.copy_(given["U"])
+
+    def land(weight: Tensor, direction: Tensor, state: State, **values: Any) -> None:
+        given = {"W": weight, "U": direction, "state": state, "t": state.get("step")}
+        pass_through(tail, given, values, 1.0)
+
+    return direct, land
 
 
 def buffer(state: State, name: str, weight: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:

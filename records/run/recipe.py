@@ -78,7 +78,8 @@ class Recipe:
     """Everything an entry chooses, with the track's and the step function's defaults filled in.
 
     matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
-              "mlp.*", stands instead for the matrices it matches.
+              "mlp.*", stands instead for the matrices it matches; its `couple` names the pattern of the
+              output matrices that its value matrices step together with (Circuit-Muon).
     aux:      AdamW of the embedding, the head and the 1-D parameters; a table in it, named by a pattern such
               as "*.gains", stands instead for the parameters it matches, and may say their `lr`.
     schedule: `cooldown_frac` of the planned `steps`, or `cooldown_steps`; `cooldown_power`, `floor` (the last
@@ -246,6 +247,12 @@ def parse_recipe(
             where = f'[matrix."{pattern}"]'
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
             effective[pattern] = hyperparameters(where, value, steps, inherited)
+    others = tables_in(effective)
+    for pattern, value in others.items():
+        if (partner := value.get("couple")) is not None and (partner not in others or partner == pattern):
+            raise RecipeError(
+                f'[matrix."{pattern}"] says couple = {partner!r}; expected another pattern of [matrix].'
+            )
     aux = parse_aux(aux, default)
     check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
@@ -451,11 +458,12 @@ def hyperparameters(
         known = steps[step].row.exchanged(stages).hyperparameters
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from None
-    check_keys(f"{where} with step '{step}'", table, ["step", *STAGES, *known])
+    pairing = [] if inherited is None else ["couple"]  # two patterns' matrices may step together
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGES, *pairing, *known])
     for name in inherited or ():
         if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
             raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")
-    effective: dict = {"step": step} | stages
+    effective: dict = {"step": step} | stages | {key: table[key] for key in pairing if key in table}
     for name, keyword in known.items():
         value = said.get(name, keyword.default)
         if value is inspect.Parameter.empty:
