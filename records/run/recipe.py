@@ -192,12 +192,14 @@ def read_recipe(
     track: str | None = None,
     arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
-    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
+    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first);
+    "record" is that of the best published result.
 
     tracks, steps, arounds: what a recipe may name; without arounds, [around] and [readout] stay as they are
     said. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
+    source = record_name(RECORDS / next(iter(tracks))) if source == "record" else source
     order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
     shipped = {name: file for t in order for name, file in recipe_files(RECORDS / t).items()}
     path = shipped.get(str(source), Path(source))
@@ -207,6 +209,16 @@ def read_recipe(
         raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
     name = path.parent.name if path.name == "recipe.toml" else path.stem
     return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
+
+
+def record_name(folder: Path) -> str:
+    """The shipped recipe of the accepted published result with the fewest steps. RecipeError without one."""
+    results = json.loads((folder / "published.json").read_text(encoding="utf-8"))
+    accepted = sorted((result["steps"], result["number"]) for result in results if result["record"])
+    names = {int(file.stem.partition("_")[0]): file.stem for file in folder.glob("[0-9]*_*.toml")}
+    if not (found := [names[number] for _, number in accepted if number in names]):
+        raise RecipeError(f"no recipe of a published record in {folder}; expected one such as 46_row_floor.")
+    return found[0]
 
 
 def parse_recipe(
