@@ -706,7 +706,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
     add = parser.add_argument
     add("--track", choices=TRACKS, help="default: fineweb with a GPU, nano without")
-    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
+    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file; or: record")
     add("--recipes", action="store_true", help="list the recipes and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--seeds", metavar="0-4|0,3", help="one run a seed, all in one log; default: 0")

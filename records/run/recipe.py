@@ -66,9 +66,6 @@ class Method(Protocol):
     def row(self) -> Rows: ...
 
 
-NOTHING: Mapping[str, Method] = {}
-
-
 class RecipeError(ValueError):
     """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
 
@@ -174,7 +171,9 @@ def recipe_files(folder: Path) -> dict[str, Path]:
 
 
 def list_recipes(
-    tracks: Mapping[str, object], steps: Mapping[str, Method], arounds: Mapping[str, Method] = NOTHING
+    tracks: Mapping[str, object],
+    steps: Mapping[str, Method],
+    arounds: Mapping[str, Method] | None = None,
 ) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
@@ -193,13 +192,16 @@ def read_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
-    arounds: Mapping[str, Method] = NOTHING,
+    arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
-    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
+    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first);
+    "record" is that of the best published result.
 
-    tracks, steps, arounds: what a recipe may name. changes: "matrix.lr=0.03" and the like, over the file.
+    tracks, steps, arounds: what a recipe may name; without arounds, [around] and [readout] stay as they are
+    said. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
+    source = record_name(RECORDS / next(iter(tracks))) if source == "record" else source
     order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
     shipped = {name: file for t in order for name, file in recipe_files(RECORDS / t).items()}
     path = shipped.get(str(source), Path(source))
@@ -211,6 +213,16 @@ def read_recipe(
     return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
 
 
+def record_name(folder: Path) -> str:
+    """The shipped recipe of the accepted published result with the fewest steps. RecipeError without one."""
+    results = json.loads((folder / "published.json").read_text(encoding="utf-8"))
+    accepted = sorted((result["steps"], result["number"]) for result in results if result["record"])
+    names = {int(file.stem.partition("_")[0]): file.stem for file in folder.glob("[0-9]*_*.toml")}
+    if not (found := [names[number] for _, number in accepted if number in names]):
+        raise RecipeError(f"no recipe of a published record in {folder}; expected one such as 46_row_floor.")
+    return found[0]
+
+
 def parse_recipe(
     text: str,
     name: str,
@@ -218,7 +230,7 @@ def parse_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
-    arounds: Mapping[str, Method] = NOTHING,
+    arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
     """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
     try:
@@ -303,13 +315,15 @@ def check_init(init: dict) -> None:
             raise RecipeError(f"{where} says std and law; expected one of them (std is a normal law's).")
 
 
-def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method]) -> dict:
+def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method] | None) -> dict:
     """The effective table of [around] or [readout] `name`: kind, parameters, hyperparameters, by pattern too.
 
     Raises RecipeError for a kind or key that is not known, and for a value out of its range.
     """
     if not isinstance(said, dict):
         raise RecipeError(f"{where} is {said!r}; expected a table.")
+    if kinds is None:
+        return said
     kind = said.get("kind", name)
     if kind not in kinds:
         raise RecipeError(f"{where} is of kind {kind!r}; known: {', '.join(kinds)}. Say it: kind = '...'.")
@@ -381,12 +395,14 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             other = next(key for key in others if key != f"{prefix}phases")
             raise RecipeError(f"[schedule] says {prefix}phases and {other}, which phases replace; drop one.")
     schedule = SCHEDULE | said
-    own_length = "aux_cooldown_frac" in said or "aux_cooldown_steps" in said
-    for key in COOLDOWN:
-        length = key in ("cooldown_frac", "cooldown_steps")
-        if schedule[f"aux_{key}"] is None and not (length and own_length and key == "cooldown_steps"):
-            schedule[f"aux_{key}"] = schedule[key]
+    own = {key for key in COOLDOWN if f"aux_{key}" in said}
+    for key in COOLDOWN.keys() - own:
+        apart = bool(own) if key == "phases" else key == "cooldown_steps" and "cooldown_frac" in own
+        schedule[f"aux_{key}"] = None if apart else schedule[key]
     for prefix in ("", "aux_"):
+        replaced = COOLDOWN.keys() - {"phases"} if schedule[f"{prefix}phases"] else set()
+        replaced |= {"cooldown_frac"} if schedule[f"{prefix}cooldown_steps"] else set()
+        schedule |= {f"{prefix}{key}": None for key in replaced}
         plan = schedule[f"{prefix}steps"]
         points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
         check_knots(f"[schedule] {prefix}steps", points, shapes=False)
@@ -394,11 +410,14 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             raise RecipeError(
                 f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
             )
-        if not 0 < schedule[f"{prefix}cooldown_frac"] <= 1:
+        frac, steps = (schedule[f"{prefix}{key}"] for key in ("cooldown_frac", "cooldown_steps"))
+        if frac is not None and not 0 < frac <= 1:
             raise RecipeError(
-                f"[schedule] {prefix}cooldown_frac is {schedule[f'{prefix}cooldown_frac']}; "
+                f"[schedule] {prefix}cooldown_frac is {frac}; "
                 "expected a part of the run, above 0 and at most 1."
             )
+        if steps is not None and not 0 < steps < math.inf:
+            raise RecipeError(f"[schedule] {prefix}cooldown_steps is {steps}; expected a number above 0.")
         if schedule[f"{prefix}phases"] is not None:
             check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
     if schedule["delay"]:
