@@ -353,10 +353,13 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """
     hidden = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if is_hidden(name, p)}
     groups = grouped("matrix", hidden, recipe.patterns() | {"*": plain_in(recipe.matrix)})
+    names = {p: f"{name}.weight" for name, p in hidden.items()}  # which a matrix's random numbers come from
     for group in groups:
         moved = {key: knots[0][1] for key, knots in recipe.schedule["matrix"].items() if key in group}
         dtype = group["params"][0].dtype
         group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
+        group["params"] = [(names[p], p) for p in group["params"]]
+        group |= {"head_dim": model.blocks[0].attn.head_dim} if "couple" in group else {}
     return groups
 
 
@@ -375,13 +378,16 @@ def build_around(model: nn.Module, name: str, table: dict) -> Around:
 
 
 def value_at(knots: list[list], step: float) -> float:
-    """At a step between knots [step, value, shape]: from the knot before on, along x^shape or a cosine."""
+    """At a step between knots [step, value, shape], from the knot before on; see Recipe for the shapes."""
     before = knots[0]
     for knot in knots:
         if step < knot[0]:
             x = (step - before[0]) / (knot[0] - before[0])
             shape = knot[2] if len(knot) > 2 else 1
-            x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
+            if isinstance(shape, list):
+                x = 1 / (1 + math.exp((shape[1] - x) / shape[2]))
+            else:
+                x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
             return before[1] + (knot[1] - before[1]) * max(x, 0.0)
         before = knot
     return before[1]
@@ -722,7 +728,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
     add = parser.add_argument
     add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
-    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
+    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file; or: record")
     add("--recipes", action="store_true", help="list the recipes and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")

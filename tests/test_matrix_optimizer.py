@@ -11,8 +11,11 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from optimizers import STEPS, MatrixOptimizer
+from optimizers.stages.circuit import circuit
 
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (3, 10, 4), (6, 6), (4, 10)]
+PAIRS = [(8, 6)] * 3 + [(6, 8)] * 3  # value matrices of 2 heads, and the output matrices behind them
+SOAP = {"start": "diagonal", "refresh_every": 2}
 MICRO_BATCHES = 12  # divides by 1, 2, 3 and 4 ranks
 
 
@@ -44,10 +47,12 @@ def largest_difference(params, others):
 
 
 def grouped(params):
-    """Two groups with their own step functions, among them state that is a scalar per matrix."""
+    """Groups with their own step functions, among them state that is a scalar per matrix; and a pair."""
     return [
         {"params": params[:4], "neuron_beta2": 0.9},
-        {"params": params[4:], "step": "namo_d", "lr": 0.03},
+        {"params": params[4:7], "step": "namo_d", "lr": 0.03},
+        {"params": params[7:10], "couple": "outputs", "head_dim": 4, "step": "soap_muon", **SOAP},
+        {"params": params[10:], "name": "outputs"},
     ]
 
 
@@ -73,6 +78,55 @@ def test_equals_a_call_of_the_step_function_for_every_parameter(step):
     assert optimizer.state[params[4]].keys() == states[4].keys()
     for name, tensor in states[4].items():
         torch.testing.assert_close(optimizer.state[params[4]][name], tensor)
+
+
+def test_coupled_groups_step_as_circuit_muon():
+    params = parameters(PAIRS)
+    groups = [{"params": params[:3], "couple": "out", "head_dim": 4}, {"params": params[3:], "name": "out"}]
+    optimizer = MatrixOptimizer(groups, step="muon", lr=0.1)
+    for V, O, t in zip(params[:3], params[3:], range(3), strict=True):  # noqa: E741
+        for param in params:
+            param.grad = None
+        set_gradients([V, O], t)
+        start, directions = (V.detach().clone(), O.detach().clone()), []
+        for weight in (V, O):
+            after = weight.detach().clone()
+            STEPS["muon"](after, weight.grad, {}, lr=1.0)
+            directions.append(weight.detach() - after)
+        optimizer.step()  # the pairs without a gradient stay where they are
+        for weight, before, U in zip((V, O), start, circuit(*start, *directions, 4), strict=True):
+            torch.testing.assert_close(weight.detach(), before - 0.1 * U)
+    V.grad, before = None, O.detach().clone()
+    optimizer.step()
+    assert torch.equal(O, before)
+
+
+def test_a_pair_that_does_not_fit_is_refused():
+    groups = [{"params": [nn.Parameter(torch.ones(4, 2))], "couple": "out", "head_dim": 2, "name": "v"}]
+    with pytest.raises(ValueError, match="expected 1 equal matrices in one group named 'out'.*found none"):
+        MatrixOptimizer(groups, step="muon").step()
+    groups += [{"params": [nn.Parameter(torch.ones(4, 2))], "name": "out"}]
+    for group in groups:
+        group["params"][0].grad = torch.ones(4, 2)
+    with pytest.raises(ValueError, match=r"found \(4, 2\) and \(4, 2\)"):
+        MatrixOptimizer(groups, step="muon").step()
+
+
+def test_what_is_due_by_the_count_of_steps_is_due_on_every_way():
+    params = parameters([(6, 6)] * 3)
+    late, state, optimizer = params[1].detach().clone(), {}, None
+    for t in range(7):
+        if t in (0, 4):  # a new optimizer goes on from the state of the old one
+            packed = optimizer and optimizer.state_dict()
+            optimizer = MatrixOptimizer(params, step="soap_muon", refresh_every=2)
+            _ = packed and optimizer.load_state_dict(packed)
+        set_gradients(params, t)
+        if t == 0:
+            params[1].grad = None
+        else:
+            STEPS["soap_muon"](late, params[1].grad, state, refresh_every=2)
+        optimizer.step()
+    torch.testing.assert_close(params[1].detach(), late)
 
 
 def test_gradients_are_left_as_they_were():
@@ -138,11 +192,12 @@ def test_accepts_the_step_function_of_a_user_and_a_closure():
 
 
 def test_param_groups_show_every_value_in_effect_and_carry_their_own():
-    optimizer = group_optimizer(parameters())
-    first, second = optimizer.param_groups
+    optimizer = group_optimizer(parameters([*SHAPES, *PAIRS]))
+    first, second, values, _ = optimizer.param_groups
     assert (first["lr"], first["neuron_beta2"], first["momentum"]) == (0.02, 0.9, 0.95)
     assert (second["step"], second["lr"], second["weight_decay"]) == (STEPS["namo_d"], 0.03, 0.01)
     assert "neuron_beta2" not in second and "clip" not in first
+    assert (values["couple"], values["head_dim"], values["refresh_every"]) == ("outputs", 4, 2)
 
 
 def test_learning_rate_schedulers_and_changed_hyperparameters_take_effect():
@@ -222,7 +277,7 @@ def test_a_required_hyperparameter_must_be_given():
 
 
 def test_resumed_run_has_the_same_bits():
-    params = parameters(dtype=torch.float32)
+    params = parameters([*SHAPES, *PAIRS], dtype=torch.float32)
     optimizer = group_optimizer(params)
     train(optimizer, params, range(3))
     file = io.BytesIO()
@@ -274,7 +329,7 @@ def test_refuses_the_state_of_another_optimizer_and_stays_as_it_was():
     "duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))]
 )
 def test_copied_optimizer_steps_on_its_own(duplicate):
-    params = parameters()
+    params = parameters([*SHAPES, *PAIRS])
     optimizer = group_optimizer(params)
     train(optimizer, params, range(2))
     other = duplicate(optimizer)
@@ -319,7 +374,7 @@ def on_ranks(rank, folder):
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
         results = {"missing": missing_gradients(rank)}
         for reduces in (True, False):
-            params = parameters()
+            params = parameters([*SHAPES, *PAIRS])
             optimizer = group_optimizer(params, reduce_gradients=reduces)
             share = (rank, world) if reduces else (0, 1)
             train(optimizer, params, range(3), *share)
@@ -353,7 +408,7 @@ def missing_gradients(rank):
 @pytest.fixture(scope="module")
 def alone():
     """Weights after 3 and 6 steps and the state after 3, of one process."""
-    params = parameters()
+    params = parameters([*SHAPES, *PAIRS])
     optimizer = group_optimizer(params)
     train(optimizer, params, range(3))
     at3, state = [param.detach().clone() for param in params], copy.deepcopy(optimizer.state_dict())
