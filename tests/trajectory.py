@@ -56,8 +56,7 @@ def read_scaled(path: Path) -> tuple[Recipe, Replay]:
     """The recipe, and what its table [trajectory] says. Raises RecipeError, TypeError for an unknown key."""
     table = tomllib.loads(path.read_text())
     replay = Replay(**table.pop("trajectory", {}))
-    text = "
-".join(toml_lines(table))
+    text = "\n".join(toml_lines(table))
     return parse_recipe(text, path.stem, shipped_tracks(), STEPS, arounds=AROUND), replay
 
 
