@@ -380,15 +380,15 @@ def build_around(model: nn.Module, name: str, table: dict) -> Around:
 def value_at(knots: list[list], step: float) -> float:
     """At a step between knots [step, value, shape], from the knot before on; see Recipe for the shapes."""
     before = knots[0]
-    for knot in knots:
+    for knot in knots[1:]:
         if step < knot[0]:
-            x = (step - before[0]) / (knot[0] - before[0])
+            x = max((step - before[0]) / (knot[0] - before[0]), 0.0)
             shape = knot[2] if len(knot) > 2 else 1
             if isinstance(shape, list):
                 x = 1 / (1 + math.exp((shape[1] - x) / shape[2]))
             else:
                 x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
-            return before[1] + (knot[1] - before[1]) * max(x, 0.0)
+            return before[1] + (knot[1] - before[1]) * x
         before = knot
     return before[1]
 

@@ -406,85 +406,6 @@ def test_resume_without_a_checkpoint(small_track, tmp_path):
     assert "--checkpoint-every" in refusal("--resume", out=tmp_path / "logs", data=small_track)
 
 
-def test_the_log_says_which_data_was_used(small_track, tmp_path):
-    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", data=small_track)
-    told = [fact for fact in read_log(log).facts if fact.startswith("shard ")]
-    assert [re.sub("digest [0-9a-f]{16}$", "", fact) for fact in told] == [
-        "shard nano_train_000001.bin: 30,000 tokens, ",  # ten steps do not reach the second shard
-        "shard nano_val_000000.bin: 4,000 tokens, ",
-    ]
-
-
-def test_resume_on_other_data_shows_the_difference(small_track, tmp_path):
-    train(tmp_path / "logs", "--recipe", "muon", "--steps", "8", "--checkpoint-every", "4", data=small_track)
-    write_shard(small_track / "nano" / "nano_val_000000.bin", np.arange(4000) % 250)
-    told = refusal("--resume", out=tmp_path / "logs", data=small_track)
-    assert "other data" in told and "- shard nano_val_000000.bin" in told and "+ shard nano_val" in told
-    assert "nano_train" not in told
-
-
-@pytest.mark.parametrize("ending", ["", ".txt", ".checkpoints"])
-def test_resume_takes_the_name_of_a_log(small_track, tmp_path, ending):
-    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
-    logs = [train(tmp_path / "logs", *options, "--seeds", seed, data=small_track) for seed in "12"]
-    before = [log.read_text() for log in logs]
-    train_gpt.main(
-        ["--out", str(tmp_path / "logs"), "--data", str(small_track), "--resume", logs[0].stem + ending]
-    )
-    assert [log.read_text() for log in logs] == [f"{before[0]}resumed at step 8, world_size: 1\n", before[1]]
-
-
-def test_options_beside_resume_are_compared_with_the_runs_own_recipe(small_track, tmp_path):
-    train(tmp_path / "logs", "--recipe", "nora", "--steps", "8", "--checkpoint-every", "4", data=small_track)
-    told = refusal("--resume", "--set", "matrix.lr=0.5", out=tmp_path / "logs", data=small_track)
-    assert "+ lr = 0.5" in told and "muon" not in told and told.count("; ") == 1
-
-
-@pytest.mark.parametrize("found", [{"a": 1}, [1, 2], {"run": 0, "step": "four"}])
-def test_a_foreign_checkpoint_is_named_and_passed_over(small_track, tmp_path, capsys, found):
-    foreign = tmp_path / "logs" / "other.checkpoints" / "run000_step000004.pt"
-    foreign.parent.mkdir(parents=True)
-    torch.save(found, foreign)
-    assert "no good" in refusal("--resume", out=tmp_path / "logs", data=small_track)
-    assert f"cannot read {foreign}" in capsys.readouterr().err
-
-
-def test_a_run_that_lives_is_not_resumed(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2")
-    run = launch(tmp_path / "logs", *options, data=nano_data)
-    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
-    told = refusal("--resume", out=tmp_path / "logs", data=nano_data)
-    run.kill()
-    run.communicate()
-    assert f"is being written by process {run.pid} on " in told
-
-
-def test_the_first_signal_answers_and_the_second_ends_the_run(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", "--micro-batch", "1")
-    run = launch(tmp_path / "logs", *options, data=nano_data)
-    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
-    run.send_signal(signal.SIGINT)
-    assert run.stderr.readline() == "stopping after this step; again to stop now\n"
-    run.send_signal(signal.SIGINT)
-    told, errors = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGINT and "Traceback" not in errors
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_a_terminal_that_goes_leaves_a_checkpoint(nano_data, tmp_path):
-    """SIGHUP, and nobody reads what is printed."""
-    run = launch(tmp_path / "logs", "--recipe", "muon", "--steps", "400", data=nano_data)
-    wait_for(tmp_path / "logs", "*.txt", run)
-    run.stdout.close()
-    run.stderr.close()
-    while "step:25/" not in next((tmp_path / "logs").glob("*.txt")).read_text():  # printing did not end it
-        assert run.poll() is None
-        time.sleep(0.05)
-    run.send_signal(signal.SIGHUP)
-    assert run.wait(timeout=60) == 128 + signal.SIGHUP
-    assert list((tmp_path / "logs").glob("*.checkpoints/*.pt"))
-
-
 # -- around the update
 
 SURROUNDED = """
@@ -596,6 +517,85 @@ def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_pa
             assert all(torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
         else:
             train_gpt.apply_update(optimizers)
+
+
+def test_the_log_says_which_data_was_used(small_track, tmp_path):
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", data=small_track)
+    told = [fact for fact in read_log(log).facts if fact.startswith("shard ")]
+    assert [re.sub("digest [0-9a-f]{16}$", "", fact) for fact in told] == [
+        "shard nano_train_000001.bin: 30,000 tokens, ",  # ten steps do not reach the second shard
+        "shard nano_val_000000.bin: 4,000 tokens, ",
+    ]
+
+
+def test_resume_on_other_data_shows_the_difference(small_track, tmp_path):
+    train(tmp_path / "logs", "--recipe", "muon", "--steps", "8", "--checkpoint-every", "4", data=small_track)
+    write_shard(small_track / "nano" / "nano_val_000000.bin", np.arange(4000) % 250)
+    told = refusal("--resume", out=tmp_path / "logs", data=small_track)
+    assert "other data" in told and "- shard nano_val_000000.bin" in told and "+ shard nano_val" in told
+    assert "nano_train" not in told
+
+
+@pytest.mark.parametrize("ending", ["", ".txt", ".checkpoints"])
+def test_resume_takes_the_name_of_a_log(small_track, tmp_path, ending):
+    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
+    logs = [train(tmp_path / "logs", *options, "--seeds", seed, data=small_track) for seed in "12"]
+    before = [log.read_text() for log in logs]
+    train_gpt.main(
+        ["--out", str(tmp_path / "logs"), "--data", str(small_track), "--resume", logs[0].stem + ending]
+    )
+    assert [log.read_text() for log in logs] == [f"{before[0]}resumed at step 8, world_size: 1\n", before[1]]
+
+
+def test_options_beside_resume_are_compared_with_the_runs_own_recipe(small_track, tmp_path):
+    train(tmp_path / "logs", "--recipe", "nora", "--steps", "8", "--checkpoint-every", "4", data=small_track)
+    told = refusal("--resume", "--set", "matrix.lr=0.5", out=tmp_path / "logs", data=small_track)
+    assert "+ lr = 0.5" in told and "muon" not in told and told.count("; ") == 1
+
+
+@pytest.mark.parametrize("found", [{"a": 1}, [1, 2], {"run": 0, "step": "four"}])
+def test_a_foreign_checkpoint_is_named_and_passed_over(small_track, tmp_path, capsys, found):
+    foreign = tmp_path / "logs" / "other.checkpoints" / "run000_step000004.pt"
+    foreign.parent.mkdir(parents=True)
+    torch.save(found, foreign)
+    assert "no good" in refusal("--resume", out=tmp_path / "logs", data=small_track)
+    assert f"cannot read {foreign}" in capsys.readouterr().err
+
+
+def test_a_run_that_lives_is_not_resumed(nano_data, tmp_path):
+    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2")
+    run = launch(tmp_path / "logs", *options, data=nano_data)
+    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
+    told = refusal("--resume", out=tmp_path / "logs", data=nano_data)
+    run.kill()
+    run.communicate()
+    assert f"is being written by process {run.pid} on " in told
+
+
+def test_the_first_signal_answers_and_the_second_ends_the_run(nano_data, tmp_path):
+    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", "--micro-batch", "1")
+    run = launch(tmp_path / "logs", *options, data=nano_data)
+    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
+    run.send_signal(signal.SIGINT)
+    assert run.stderr.readline() == "stopping after this step; again to stop now\n"
+    run.send_signal(signal.SIGINT)
+    told, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGINT and "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_terminal_that_goes_leaves_a_checkpoint(nano_data, tmp_path):
+    """SIGHUP, and nobody reads what is printed."""
+    run = launch(tmp_path / "logs", "--recipe", "muon", "--steps", "400", data=nano_data)
+    wait_for(tmp_path / "logs", "*.txt", run)
+    run.stdout.close()
+    run.stderr.close()
+    while "step:25/" not in next((tmp_path / "logs").glob("*.txt")).read_text():  # printing did not end it
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(timeout=60) == 128 + signal.SIGHUP
+    assert list((tmp_path / "logs").glob("*.checkpoints/*.pt"))
 
 
 # -- when things go wrong

@@ -188,8 +188,11 @@ def shipped_recipes(folder: Path) -> dict[str, Path]:
 def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = None) -> Path:
     """The file of a shipped recipe or entry of these tracks, that of `track` first; or the file of that path.
 
-    Raises RecipeError where there is none, or several that `track` does not decide between.
+    "record" is the recipe of the best published result. Raises RecipeError where there is none, or several
+    that `track` does not decide between.
     """
+    if source == "record":
+        return record_file(RECORDS)
     files = {name: recipe_files(RECORDS / name) for name in tracks}
     found = [files[name][str(source)] for name in files if str(source) in files[name]]
     if track in files and str(source) in files[track]:
@@ -203,6 +206,20 @@ def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = N
         hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
         raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
     return path
+
+
+def record_file(records: Path) -> Path:
+    """The recipe of the accepted published result with the fewest steps. Raises RecipeError without one."""
+    for path in sorted(records.glob("*/published.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        recipes = {
+            file.name.partition("_")[0].lstrip("0"): file for file in path.parent.glob("[0-9]*_*.toml")
+        }
+        accepted = [(r["steps"], recipes[str(r["number"])]) for r in results
+                    if r["record"] and str(r["number"]) in recipes]  # fmt: skip
+        if accepted:
+            return min(accepted)[1]
+    raise RecipeError(f"no recipe of a published record below {records}; expected one such as 46_row_floor.")
 
 
 def list_recipes(
@@ -227,27 +244,15 @@ def read_recipe(
     track: str | None = None,
     arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
-    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first);
-    "record" is that of the best published result.
+    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
 
     tracks, steps, arounds: what a recipe may name; without arounds, [around] and [readout] stay as they are
     said. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
-    source = record_name(RECORDS / next(iter(tracks))) if source == "record" else source
     path = find_recipe(source, tracks, track)
     name = path.parent.name if path.name == "recipe.toml" else path.stem
     return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
-
-
-def record_name(folder: Path) -> str:
-    """The shipped recipe of the accepted published result with the fewest steps. RecipeError without one."""
-    results = json.loads((folder / "published.json").read_text(encoding="utf-8"))
-    accepted = sorted((result["steps"], result["number"]) for result in results if result["record"])
-    names = {int(file.stem.partition("_")[0]): file.stem for file in folder.glob("[0-9]*_*.toml")}
-    if not (found := [names[number] for _, number in accepted if number in names]):
-        raise RecipeError(f"no recipe of a published record in {folder}; expected one such as 46_row_floor.")
-    return found[0]
 
 
 def parse_recipe(
