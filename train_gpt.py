@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from data.shards import ShardError, list_shards, read_shard
@@ -203,8 +204,12 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
-        q, k = (rotate(F.rms_norm(part, (self.head_dim,)), cos, sin) for part in (q, k))
+        layers = (self.q, self.k, self.v)  # in one product
+        weight = torch.cat([layer.weight.to(x.dtype) for layer in layers])
+        bias = torch.cat([layer.bias.to(x.dtype) for layer in layers])
+        heads, qkv = x.size(-1) // self.head_dim, F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split((2 * heads, heads), dim=-2)
+        q, k = rotate(F.rms_norm(qk, (self.head_dim,)), cos, sin).chunk(2, dim=-2)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=15.36 / self.head_dim)
         return self.proj(y.transpose(1, 2).flatten(-2))
@@ -230,11 +235,54 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def summed_loss(head: Linear, x: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy summed over tokens, of logits softcapped at 15, in float32 at least."""
-    logits = head(x).to(torch.promote_types(x.dtype, torch.float32)).flatten(0, -2)
-    capped = 15 * logits * torch.rsqrt(logits.square() + 15**2)
-    return F.cross_entropy(capped, targets.flatten(), reduction="sum")
+def softcapped(logits: Tensor, targets: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+    """Cross entropy, summed over rows, of logits z [rows, vocabulary] softcapped at 15; its gradient by z.
+
+    The capped logits are c z with c = 15 / sqrt(z^2 + 15^2), and their derivative is c^3. All is computed in
+    float32 at least; the gradient has the precision of the logits.
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    c = z.square().add_(15**2).rsqrt_().mul_(15)
+    log_p, at_target = (c * z).log_softmax(-1), (torch.arange(len(z), device=z.device), targets)
+    log_p_target = log_p[at_target]
+    if not differentiate:
+        return -log_p_target.sum(), None
+    gradient_at_target = torch.expm1(log_p_target) * c[at_target] ** 3
+    gradient = log_p.exp_().mul_(c.pow_(3)).to(logits.dtype)
+    gradient[at_target] = gradient_at_target.to(logits.dtype)
+    return -log_p_target.sum(), gradient
+
+
+class Differentiated(torch.autograd.Function):
+    """A scalar whose gradients by the inputs are there already."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
+
+
+def summed_loss(head: Linear, x: Tensor, targets: Tensor, softcapped: Callable, rows: int = 2**14) -> Tensor:
+    """The head's loss on x [tokens, dim], summed. Only the logits of `rows` tokens are there at a time:
+    gradients are made beside the loss, and backward needs neither the logits nor their product again.
+    """
+    differentiate, W, b = torch.is_grad_enabled(), head.weight.to(x.dtype), head.bias.to(x.dtype)
+    with torch.no_grad():
+        loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        dx, dW, db = torch.empty_like(x), torch.zeros_like(head.weight), torch.zeros_like(head.bias)
+        for at in (slice(start, start + rows) for start in range(0, len(x), rows)):
+            part, dz = softcapped(F.linear(x[at], W, b), targets[at], differentiate)
+            loss += part
+            if differentiate:
+                torch.mm(dz, W, out=dx[at])
+                dW += dz.t() @ x[at]
+                db += dz.sum(0)
+    return Differentiated.apply(loss, (dx, dW, db), x, head.weight, head.bias) if differentiate else loss
 
 
 class GPT(nn.Module):
@@ -250,7 +298,7 @@ class GPT(nn.Module):
         self.norm2 = RMSNorm(model_dim)
         self.proj = Linear(model_dim, vocab_size)
         self.register_buffer("angles", rotary_angles(context, head_dim), persistent=False)
-        self.loss = summed_loss
+        self.softcapped = softcapped
         initialise(self, {}, seed=0)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -261,7 +309,7 @@ class GPT(nn.Module):
         cos, sin = angles.cos().to(precision), angles.sin().to(precision)
         for block in self.blocks:
             x = block(x, cos, sin)
-        return self.loss(self.proj, self.norm2(x), targets)
+        return summed_loss(self.proj, self.norm2(x).flatten(0, -2), targets.flatten(), self.softcapped)
 
 
 @torch.no_grad()
@@ -455,7 +503,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
         model.embed.to(getattr(torch, track.gpu_dtype))
     if compiled:
         torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
-        model.loss = torch.compile(summed_loss, dynamic=False)
+        model.softcapped = torch.compile(softcapped, dynamic=False)
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
