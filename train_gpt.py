@@ -32,9 +32,18 @@ from torch.nn.parallel import DistributedDataParallel
 from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
-from records.flatten import flatten
-from records.recipe import Recipe, RecipeError, list_recipes, matches, parse_recipe, parse_seeds, read_recipe
-from records.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
+from records.run.flatten import flatten
+from records.run.recipe import (
+    COOLDOWN,
+    Recipe,
+    RecipeError,
+    list_recipes,
+    matches,
+    parse_recipe,
+    parse_seeds,
+    read_recipe,
+)
+from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 
 ROOT = Path(__file__).resolve().parent
 
@@ -351,7 +360,7 @@ def validate(model: GPT, shard: np.ndarray, track: Track, micro_batch: int, worl
 
 
 def load_recipe(source: str | Path, changes: Iterable[str] = (), track: str | None = None) -> Recipe:
-    """The recipe of a TOML file or of a shipped name, see records.recipe.read_recipe (RecipeError)."""
+    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError)."""
     return read_recipe(source, TRACKS, STEPS, changes, track)
 
 
@@ -398,23 +407,46 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     return [group for group in groups.values() if group["params"]]
 
 
-def learning_rate_factor(step: int, recipe: Recipe, cooldown_frac: float) -> float:
-    """1, after a linear warm-up; over the last `cooldown_frac` down to 0, linear to the `cooldown_power`."""
-    schedule, left = recipe.schedule, 1 - step / (recipe.schedule["steps"] or recipe.train_steps)
-    factor = (left / cooldown_frac) ** schedule["cooldown_power"] if left <= cooldown_frac else 1.0
+def value_at(knots: list[list], step: float) -> float:
+    """The value at a step between knots [step, value, shape]: along x^shape from the knot before, or a cosine."""
+    before = knots[0]
+    for knot in knots:
+        if step < knot[0]:
+            x = (step - before[0]) / (knot[0] - before[0])
+            shape = knot[2] if len(knot) > 2 else 1
+            x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
+            return before[1] + (knot[1] - before[1]) * max(x, 0.0)
+        before = knot
+    return before[1]
+
+
+def learning_rate_factor(step: int, recipe: Recipe, kind: str) -> float:
+    """Of the initial learning rate at update `step`, for "matrix" or "aux" (AdamW's): 1, after a warm-up; in
+    the cooldown down to the floor, linear to the `cooldown_power`. See Recipe for `phases` and `delay`.
+    """
+    schedule = recipe.schedule
+    said = {key: schedule[key if kind == "matrix" else f"aux_{key}"] for key in COOLDOWN}
+    step = step - (value_at(schedule["delay"], step) if schedule["delay"] else 0)
+    if said["phases"]:
+        return value_at(said["phases"], step)
+    plan = said["steps"] or recipe.train_steps
+    steps = [total for start, total in plan if start <= step][-1] if isinstance(plan, list) else plan
+    frac = said["cooldown_steps"] / steps if said["cooldown_steps"] else said["cooldown_frac"]
+    left = max(1 - step / steps, 0)
+    factor = (left / frac) ** said["cooldown_power"] if left <= frac else 1.0
+    factor = said["floor"] + (1 - said["floor"]) * factor if said["floor"] else factor
     return factor * min(1.0, step / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> None:
     """Set what changes over the run for update `step` (from 0), before the update."""
-    schedule, points = recipe.schedule, recipe.schedule["matrix"]
+    knots = recipe.schedule["matrix"]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        frac = schedule["cooldown_frac" if group["schedule"] == "matrix" else "aux_cooldown_frac"]
         on = group.get("start", 0) <= step < group.get("stop", math.inf)
-        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, frac)
-        for key in points if group["schedule"] == "matrix" else ():
+        group["lr"] = on * group["initial_lr"] * learning_rate_factor(step, recipe, group["schedule"])
+        for key in knots if group["schedule"] == "matrix" else ():
             if key in group:
-                group[key].fill_(float(np.interp(step, *zip(*points[key], strict=True))))
+                group[key].fill_(value_at(knots[key], step))
 
 
 # ------------------------------------------------------------------------------------------------------------

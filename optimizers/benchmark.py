@@ -12,6 +12,8 @@ nothing but its products (or, where it has next to none, moving its tensors once
 
 import argparse
 import json
+import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,7 +27,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimizers import STEPS, MatrixOptimizer
-from records.run_log import processor_name
 
 HIDDEN_MATRICES = {(768, 768): 48, (3072, 768): 12, (768, 3072): 12}
 
@@ -43,6 +44,13 @@ class Measurement:
     rounds: int
     round_matmul_flops_per_s: float
     round_copy_bytes_per_s: float
+
+
+def processor_name() -> str:
+    """The model of this machine's processor: as Linux tells it, else as Python does."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def hidden_matrices(share: Fraction, device: str) -> list[nn.Parameter]:

@@ -11,17 +11,18 @@ One update with several ranks:
     gather   every stack: all-gather the stepped weights, while the next stack steps
 """
 
-import difflib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from optimizers.stage import KINDS, Step, exchanged, named_step, row_of_function
 
 # On CPU one call of the step function gets at most this many elements, or one matrix where that is larger:
 # small matrices share the cost of the Python calls, large ones need no copy and stay in cache. Elsewhere it
@@ -43,6 +44,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
     step: a name in `optimizers.STEPS`, or a function `step(weight, grad, state, *, lr, **hyperparameters)`
         whose state is tensors with the weight's leading dimensions. Groups may carry their own step, lr and
         hyperparameters.
+        `precondition="soap"` and the like exchange one of its stages.
     lr, hyperparameters: of the step function; what is left out takes its defaults, so that `param_groups`
         shows every value in effect. They may be changed between steps. A compiled step takes any `lr` without
         recompiling, and any other value that is a 0-d tensor (fill the tensor to change it).
@@ -77,7 +79,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             )
         self.reduce_gradients, self.compile = reduce_gradients, compile
         self._forget_stacks()
-        step = resolve_step(step)
+        stages = stages_in(hyperparameters)
+        step = resolve_step(step, stages)
+        hyperparameters = {name: value for name, value in hyperparameters.items() if name not in stages}
         self._given = hyperparameters if lr is None else {"lr": lr, **hyperparameters}
         check_hyperparameters(step, self._given)
         super().__init__(params, {"step": step, **hyperparameters_of(step), **self._given})
@@ -87,7 +91,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
         Values given to the constructor reach a group with another step function where that one knows them.
         """
-        step = resolve_step(param_group.get("step", self.defaults["step"]))
+        stages = stages_in(param_group)
+        param_group = {name: value for name, value in param_group.items() if name not in stages}
+        step = resolve_step(param_group.get("step", self.defaults["step"]), stages)
         known = hyperparameters_of(step)
         given = {name: value for name, value in param_group.items() if name not in (*GROUP_KEYS, "step")}
         check_hyperparameters(step, given)
@@ -264,15 +270,20 @@ class MatrixStack:
 # -------------------------------------------------------------------------------------------------
 
 
-def resolve_step(step: str | Callable) -> Callable:
-    """The step function of a name; a function is returned as it is. Raises ValueError for an unknown name."""
-    if callable(step):
-        return step
-    from optimizers import STEPS  # here, because the package imports this module
+def resolve_step(step: str | Step | Callable, stages: Mapping[str, str]) -> Step | Callable:
+    """The step function of a name, its stages exchanged; another callable is returned as it is.
 
-    if step not in STEPS:
-        raise ValueError(f"unknown step {step!r}{nearest(step, STEPS)}; known: {', '.join(sorted(STEPS))}")
-    return STEPS[step]
+    Raises ValueError for an unknown name or stage, and for stages of a function that is no row of them.
+    """
+    found = named_step(step) if isinstance(step, str) else step
+    if stages and not hasattr(found, "row"):
+        raise ValueError(f"{found.__name__} is not a row of stages; expected a method that is, such as muon")
+    return exchanged(found, stages) if stages else found
+
+
+def stages_in(given: dict[str, Any]) -> dict[str, str]:
+    """What of the given values names stages: {"precondition": "soap"}."""
+    return {kind: given[kind] for kind in KINDS if isinstance(given.get(kind), str)}
 
 
 @functools.cache
@@ -283,18 +294,11 @@ def hyperparameters_of(step: Callable) -> dict[str, Any]:
 
 
 def check_hyperparameters(step: Callable, given: dict[str, Any]) -> None:
-    known = hyperparameters_of(step)
-    for name in given:
-        if name not in known:
-            hint = nearest(name, known)
-            raise TypeError(
-                f"{step.__name__} has no hyperparameter {name!r}{hint}; it has {', '.join(known)}"
-            )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Raises TypeError for an unknown name or a value of another kind, ValueError for one out of range."""
+    row = row_of_function(step)
+    row.check(given)
+    for name, value in given.items():
+        row.hyperparameters[name].check(value, row.name)
 
 
 def check_parameters(params: list) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optimizers.building_blocks import Scalar, is_off, rescaled, safe_norm, unit
+from optimizers.norms import safe_norm
 
 Table = list[tuple[float, float, float]]  # (a, b, c) of every iteration
 
@@ -40,6 +40,7 @@ COEFFICIENTS = {
         (2.2737, -1.6447, 0.4162),
     ),
 }
+METHODS = (*COEFFICIENTS, "svd")
 DEFAULT_STEPS = {"simple": 12, "quintic": 5, "polar_express": 8, "cans": 8}
 
 
@@ -200,7 +201,7 @@ def exact_polar(X: Tensor) -> Tensor:
 def coefficients(method: str, steps: int | None = None, dtype: torch.dtype = torch.float32) -> Table:
     """The (a, b, c) of every iteration of a method; beyond its table the last row repeats."""
     if method not in COEFFICIENTS:
-        raise ValueError(f"polar method must be one of {', '.join([*COEFFICIENTS, 'svd'])}; found {method!r}")
+        raise ValueError(f"polar method must be one of {', '.join(METHODS)}; found {method!r}")
     table = COEFFICIENTS[method]
     safety = BFLOAT16_SAFETY.get(method, 1.0) if dtype == torch.bfloat16 else 1.0
     rows = (table[min(k, len(table) - 1)] for k in range(DEFAULT_STEPS[method] if steps is None else steps))
@@ -229,27 +230,6 @@ def iteration_dtype(X: Tensor) -> torch.dtype:
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return torch.bfloat16 if allowed else X.dtype
-
-
-def orthogonal_direction(u: Tensor, method: str, steps: int | None, contra: Scalar = 0.0) -> Tensor:
-    """polar(u), with `contra` pushed away from what u has most of (Contra-Muon, result #11)."""
-    return contra_direction(polar(u, method, steps), u, contra)
-
-
-def contra_direction(P: Tensor, u: Tensor, contra: Scalar) -> Tensor:
-    """P - (contra/2) u/opnorm(u), rescaled to |P|: less of what u has much of. 0 gives P back."""
-    if is_off(contra):
-        return P
-    return rescaled(P - 0.5 * contra * u / operator_norm(u), safe_norm(P))
-
-
-def operator_norm(u: Tensor, iterations: int = 5) -> Tensor:
-    """Lower bound on the largest singular value [..., 1, 1]: power iterations from the ones vector."""
-    v = u.new_full((*u.shape[:-2], u.shape[-1], 1), u.shape[-1] ** -0.5)
-    for _ in range(iterations):
-        a = unit(u @ v, dim=-2)
-        v = unit(u.mT @ a, dim=-2)
-    return safe_norm(u @ v).clamp(min=1e-10)
 
 
 # sum_k coefficient_k X_k over the iterates of `simple` maps s -> about s^p. modded-nanogpt@f411b3d

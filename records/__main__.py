@@ -7,14 +7,14 @@ import sys
 
 from records import RecordError
 
-COMMANDS = {  # each is a module of this package; only the chosen one is imported
-    "summarize": "what an entry shows: curve, crossings, first significant step, warnings",
-    "compare": "better, worse or not decided, and how many more seeds would decide",
-    "check": "the rules of the benchmark, one line each",
-    "submit": "check logs and make an entry of them",
-    "leaderboard": "regenerate the leaderboard of a track",
-    "report": "one offline HTML file about entries",
-    "extract": "the script at the head of a log",
+COMMANDS = {  # the last word of each is the command; only the chosen module is imported
+    "judge.summarize": "what an entry shows: curve, crossings, first significant step, warnings",
+    "judge.compare": "better, worse or not decided, and how many more seeds would decide",
+    "judge.check": "the rules of the benchmark, one line each",
+    "publish.submit": "check logs and make an entry of them",
+    "publish.leaderboard": "regenerate the leaderboard of a track",
+    "publish.report": "one offline HTML file about entries",
+    "judge.extract": "the script at the head of a log",
 }
 
 
@@ -23,9 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     parser = argparse.ArgumentParser(prog="python -m records", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, told in COMMANDS.items():
+    for module, told in COMMANDS.items():
+        name = module.split(".")[1]
         if argv[:1] == [name]:
-            importlib.import_module(f"records.{name}").register(subparsers)
+            importlib.import_module(f"records.{module}").register(subparsers)
         else:
             subparsers.add_parser(name, help=told)
     args = parser.parse_args(argv)

@@ -33,9 +33,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
-from records.logs import read_entry
-from records.pictures import COLOURS, STYLE
-from records.recipe import merge, parse_change, recipe_files, toml_lines
+from records.judge.logs import read_entry
+from records.publish.pictures import COLOURS, STYLE
+from records.run.recipe import merge, parse_change, recipe_files, toml_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (str(ROOT / "run.sh"),)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from records.flatten import flatten
-from records.recipe import toml_lines
-from records.tracks import Track, read_tracks
+from records.judge.tracks import Track, read_tracks
+from records.run.flatten import flatten
+from records.run.recipe import toml_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = read_tracks()["nano"]

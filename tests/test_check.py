@@ -7,9 +7,16 @@ from log_text import write
 from made_logs import write_log
 
 from records.__main__ import main
-from records.check import check_entry
-from records.logs import read_entry
-from records.script_rules import FIXED, decisions_on_val_loss, definitions, foreign_imports, parse, rebound
+from records.judge.check import check_entry
+from records.judge.logs import read_entry
+from records.judge.script_rules import (
+    FIXED,
+    decisions_on_val_loss,
+    definitions,
+    foreign_imports,
+    parse,
+    rebound,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT, PARTS, DECISION, STEP, SIGNIFICANCE, COMPLETE = range(6)

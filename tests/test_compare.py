@@ -9,8 +9,8 @@ from log_text import CURVE, log_text, run_text, shifted, write
 
 from records import RecordError
 from records.__main__ import main
-from records.compare import SLOPES, compare, mean_crossing, published_side, read_side, runs_needed
-from records.tracks import read_tracks
+from records.judge.compare import SLOPES, compare, mean_crossing, published_side, read_side, runs_needed
+from records.judge.tracks import read_tracks
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "track3_logs"
 

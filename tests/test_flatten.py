@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from optimizers import STEPS
-from records.flatten import check_script, flatten
-from records.script_rules import foreign_imports
+from records.judge.script_rules import foreign_imports
+from records.run.flatten import check_script, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = 'track = "nano"\ntrain_steps = 5\n\n[matrix]\nstep = "muon"'

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from records import leaderboard
 from records.__main__ import main
-from records.entry_page import EntryError, seed_ranges
-from records.leaderboard import step_function_names, track_pages
-from records.recipe import toml_lines
+from records.publish import leaderboard
+from records.publish.entry_page import EntryError, seed_ranges
+from records.publish.leaderboard import step_function_names, track_pages
+from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
 
 PUBLISHED = [

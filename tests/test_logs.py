@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_text import CURVE, SCRIPT, SEPARATOR, damage, log_text, run_text, shifted, step_line, write
 
-from records import logs
-from records.logs import LogError, read_entry, read_log
-from records.statistics import summarize_entry
+from records.judge import logs
+from records.judge.logs import LogError, read_entry, read_log
+from records.judge.statistics import summarize_entry
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "track3_logs"
 

@@ -179,7 +179,7 @@ def test_learning_rate_schedulers_and_changed_hyperparameters_take_effect():
         (lambda: MatrixOptimizer([[1.0]], step="muon"), TypeError, "type list"),
         (lambda: MatrixOptimizer(parameters(), step="muoon"), ValueError, "'muon'"),
         (lambda: MatrixOptimizer(parameters(), step="muon", momentm=0.9), TypeError, "mean 'momentum'"),
-        (lambda: MatrixOptimizer(parameters(), step="muon", beta=1), TypeError, "it has lr, weight_decay"),
+        (lambda: MatrixOptimizer(parameters(), step="muon", beta=1), TypeError, "known: lr, weight_decay"),
         (
             lambda: MatrixOptimizer([{"params": parameters(), "step": "nora", "polar": "svd"}], step="muon"),
             TypeError,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from records.pages import FIGURE, Page, escape, fenced, table
-from records.pictures import Picture, Result, embedded_digest, leaderboard_picture, record_results
+from records.publish.pages import FIGURE, Page, escape, fenced, table
+from records.publish.pictures import Picture, Result, embedded_digest, leaderboard_picture, record_results
 
 
 @given(st.text())

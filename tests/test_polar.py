@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 from optimizers.polar import (
     COEFFICIENTS,
     coefficients,
-    contra_direction,
     iterated,
     iterated_on_gram,
-    operator_norm,
-    orthogonal_direction,
     polar,
     soft_polar,
 )
+from optimizers.stages.direction import contra_direction, operator_norm, orthogonal_direction
 
 METHODS = [*COEFFICIENTS, "svd"]
 LEFT = {"simple": 1e-6, "polar_express": 1e-6, "cans": 0.07, "quintic": 0.35, "svd": 1e-10}  # largest |s - 1|

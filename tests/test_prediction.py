@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from records.leaderboard import read_standings, track_pages
-from records.prediction import pairings, prediction_picture, prediction_text, rank_agreement, reversals
-from records.recipe import toml_lines
+from records.publish.leaderboard import read_standings, track_pages
+from records.publish.prediction import (
+    pairings,
+    prediction_picture,
+    prediction_text,
+    rank_agreement,
+    reversals,
+)
+from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
 
 # Result -> published steps: 2 is Adam (5625), 1 Muon (3600), 12 (3325), 17 (3175), 10 and 9 both 3250.

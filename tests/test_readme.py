@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import optimizers
-from optimizers.building_blocks import apply_update_, nesterov_momentum, step_function
-from records.recipe import parse_recipe
+from records.run.recipe import parse_recipe
 from train_gpt import TRACKS, parse_arguments
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -34,16 +33,13 @@ def test_five_lines_in_ones_own_training():
 
 
 def test_adding_an_optimizer():
-    names = {
-        "step_function": step_function,
-        "nesterov_momentum": nesterov_momentum,
-        "apply_update_": apply_update_,
-    }
+    names: dict = {"__name__": "signum"}
     exec(blocks("python")[1], names)
     weight = torch.nn.Parameter(torch.zeros(3, 4))
     weight.grad = torch.ones(3, 4)
     optimizers.MatrixOptimizer([weight], step=names["signum"], lr=0.5).step()
     assert torch.equal(weight, torch.full((3, 4), -0.5))
+    del optimizers.STEPS["signum"]
 
 
 def test_the_recipe_is_one():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optimizers import STEPS
-from records.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
+from records.run.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
 from train_gpt import TRACKS
 
 RECORDS = Path(__file__).resolve().parents[1] / "records"
@@ -78,7 +78,7 @@ def test_a_pattern_takes_over_the_values_of_the_same_step_only():
         ("", r"\[matrix\] says step = None"),
         ('[matrix]\nstep = "auroro"', "nearest: 'aurora'"),
         ('[matrix]\nstep = "muon"\nmomentun = 1', "did you mean 'momentum'"),
-        ('[matrix]\nstep = "muon"\nnesterov = 1', "nesterov = 1; expected a value such as True"),
+        ('[matrix]\nstep = "muon"\nnesterov = 1', "nesterov = 1; expected true or false"),
         ('[matrix]\nstep = "muon"\nlr = true', "lr = True"),
         (
             '[matrix]\nstep = "muon"\n[matrix."mlp.*"]\nmode = "r"',

@@ -1,4 +1,4 @@
-from records.recipe_table import disagreements, flat, side_by_side
+from records.publish.recipe_table import disagreements, flat, side_by_side
 
 EFFECTIVE = {"name": "x", "track": "nano", "matrix": {"step": "muon", "lr": 0.02, "betas": [0.9, 0.95]}}
 

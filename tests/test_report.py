@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 import pytest
 
 from records.__main__ import main
-from records.entry_page import read_standing
-from records.logs import read_entry
-from records.recipe import toml_lines
-from records.report import POLICY, RecordError, report
+from records.judge.logs import read_entry
+from records.publish.entry_page import read_standing
+from records.publish.report import POLICY, RecordError, report
+from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
 
 HOSTILE = "<img src=x onerror=hacked=1>"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from records import run_log
-from records.run_log import Clock, LogError, Progress, RunLog, verdict
+from records.run import run_log
+from records.run.run_log import Clock, LogError, Progress, RunLog, verdict
 
 
 def started(path, resume=False):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from log_text import CURVE, log_text, run_text, shifted, write
 
-from records.logs import Run, Validation, read_entry
-from records.statistics import (
+from records.judge.logs import Run, Validation, read_entry
+from records.judge.statistics import (
     common_steps,
     first_crossing,
     ms_per_step,
@@ -16,7 +16,7 @@ from records.statistics import (
     summarize_entry,
     threshold,
 )
-from records.warnings import DOUBTS, entry_warnings
+from records.judge.warnings import DOUBTS, entry_warnings
 
 LOSSES = st.lists(st.floats(0.5, 12.0), min_size=1, max_size=30)
 

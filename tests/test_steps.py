@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optimizers import STEPS, building_blocks
-from optimizers.aurora import balanced_polar, leverage_scores
+from optimizers import STEPS, stage
 from optimizers.polar import polar, soft_polar
+from optimizers.stages.balanced import balanced_polar, leverage_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = ((24, 24), (48, 16), (16, 48))
@@ -213,7 +213,7 @@ def test_compiles_whole_and_not_again_over_a_schedule(name):
     torch.compiler.reset()
     compiled = torch.compile(STEPS[name], fullgraph=True, backend="eager", dynamic=False)
     fewer = {"riemannian_aurora": {"outer_steps": 1, "polar_steps": 1, "retraction_steps": 1}}
-    options = fewer.get(name, {"polar_steps": 2} if "polar" in STEPS[name].__wrapped__.__kwdefaults__ else {})
+    options = fewer.get(name, {"polar_steps": 2} if "polar" in STEPS[name].row.hyperparameters else {})
     weight, twin, state, twin_state = noise(8, 4), noise(8, 4), {}, {}
 
     def both(t: int) -> None:
@@ -351,7 +351,7 @@ def test_rmnp_is_nora_where_the_gradient_is_orthogonal_to_the_weight(seed):
 def test_steps_in_blocks_of_rows_equal_those_in_one(name, shape, monkeypatch):
     after = []
     for elements in (2**16, 15):
-        monkeypatch.setattr(building_blocks, "ROW_BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(stage, "ROW_BLOCK_ELEMENTS", elements)
         weight, state = noise(*shape), {}
         for t in (1, 2, 3):
             STEPS[name](weight, noise(*shape, seed=t), state, weight_decay=0.1)

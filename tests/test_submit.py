@@ -2,11 +2,11 @@ import zipfile
 
 import pytest
 
-from records import submit as module
 from records.__main__ import main
-from records.leaderboard import track_pages
-from records.logs import LogError
-from records.submit import EntryError, RuleError, submit
+from records.judge.logs import LogError
+from records.publish import submit as module
+from records.publish.leaderboard import track_pages
+from records.publish.submit import EntryError, RuleError, submit
 from tests.made_logs import NANO, RECIPE, write_log
 
 SAME = 'track = "nano"\ntrain_steps = 200\n[matrix]\nstep = "muon"\nlr = 0.02\n'

@@ -7,7 +7,7 @@ import pytest
 from log_text import CURVE, log_text, run_text, shifted, write
 
 from records.__main__ import main
-from records.tracks import TrackError, entry_track, read_tracks
+from records.judge.tracks import TrackError, entry_track, read_tracks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,7 +99,7 @@ def test_a_trainer_without_a_table_of_tracks_is_told(tmp_path: Path) -> None:
 
 
 def test_the_track_of_an_entry(tmp_path: Path) -> None:
-    from records.logs import read_entry
+    from records.judge.logs import read_entry
 
     write(tmp_path / "a.txt", log_text(run_text(), facts=["track: nano"]))
     assert entry_track(read_entry(tmp_path)).name == "nano"

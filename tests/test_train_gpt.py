@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import train_gpt
 from data.shards import ShardError, write_shard
-from records.logs import read_log
+from records.judge.logs import read_log
 from train_gpt import GPT, STEPS, TRACKS, RunError, World
 
 ROOT = Path(train_gpt.__file__).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from records import tune
-from records.logs import read_entry
+from records.judge.logs import read_entry
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECIPE = """description = "for a test"

@@ -21,8 +21,8 @@ from log_text import damage, log_text, run_text, shifted  # noqa: E402
 from made_logs import write_log  # noqa: E402
 
 from records.__main__ import main as records  # noqa: E402
-from records.logs import Entry, read_log  # noqa: E402
-from records.statistics import summarize_entry  # noqa: E402
+from records.judge.logs import Entry, read_log  # noqa: E402
+from records.judge.statistics import summarize_entry  # noqa: E402
 
 COMMAND_EVERY = 50  # the whole command line takes longest: on one log of this many
 COMMANDS = (["summarize"], ["summarize", "--json"], ["check"], ["extract"])

@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 
 import train_gpt
-from records.logs import read_log
+from records.judge.logs import read_log
 
 RECIPES = ["36_muon", "17_aurora_contra_floor", "11_contra_muon", "nora"]
 SMALL = {

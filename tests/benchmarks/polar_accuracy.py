@@ -13,8 +13,8 @@ rounded to bfloat16.
 import torch
 from torch import Tensor
 
-from optimizers.aurora import balanced_polar
 from optimizers.polar import COEFFICIENTS, coefficients, iterated, iterated_on_gram, polar
+from optimizers.stages.balanced import balanced_polar
 
 CONDITIONS = (10, 1e3, 1e5)
 SHAPE = (768, 3072)

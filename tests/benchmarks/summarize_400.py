@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for log_text and
 from log_text import log_text, step_line  # noqa: E402
 from made_logs import ROOT, losses  # noqa: E402
 
-from records.flatten import flatten  # noqa: E402
-from records.tracks import read_tracks  # noqa: E402
+from records.judge.tracks import read_tracks  # noqa: E402
+from records.run.flatten import flatten  # noqa: E402
 
 STEPS, ENTRIES, RUNS = 3275, 40, 10
 

@@ -1,0 +1,1 @@
+"""The stages of an update, a file a kind; SOAP has its own."""

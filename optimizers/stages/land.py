@@ -1,0 +1,124 @@
+"""Land: W, U -> W. Decay, floor, radius, and the step itself."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from optimizers.norms import average_, inner, rescaled, safe_norm, squared, unit
+from optimizers.stage import LearningRate, Momentum, Scalar, State, WeightDecay, buffer, is_off, stage
+from optimizers.stages.scale import rms
+
+
+@stage("land", by_rows=True, unless=("update_floor", "radial_brake"))
+def decay(
+    W: Tensor, U: Tensor, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
+    cautious: Annotated[bool, "", "decay only where U W > 0: where the step shrinks W too"] = False,
+    update_floor: Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times |W|; 0: off"] = 0.0,
+    radial_brake: Annotated[
+        Scalar | None, "[0, 1]",
+        "scale of the part of U that moves W outward, at first-order radius; 1 or nothing: off",
+    ] = None,
+) -> None:  # fmt: skip
+    """W <- W (1 - lr wd) - lr U; before it the brake, then the floor.
+
+    Brake (record #29): W - lr U is brought to its first-order radius. Floor: records #9 on. cautious: arXiv
+    2510.12402.
+    """
+    braked = radial_brake is not None and not is_off(1 - radial_brake)
+    if braked:
+        U = radially_braked(U, W, radial_brake)
+    if not is_off(update_floor):
+        U = floored(U, W, update_floor)
+    decay_(W, U, lr, weight_decay, cautious)
+    if braked:
+        radial_step_(W, U, lr)
+    else:
+        W.sub_(lr * U)
+
+
+def decay_(W: Tensor, U: Tensor, lr: Scalar, weight_decay: Scalar, cautious: bool = False) -> None:
+    """W <- W (1 - lr wd); cautious: only where U W > 0."""
+    if is_off(weight_decay):
+        return
+    rate = lr * weight_decay
+    W.mul_(1 - rate * (U * W > 0) if cautious else 1 - rate)
+
+
+def floored(U: Tensor, W: Tensor, floor: Scalar) -> Tensor:
+    """U grown to |U| = floor |W| where it is smaller; both norms are clamped at 1e-8."""
+    return U * (floor * safe_norm(W).clamp(min=1e-8) / safe_norm(U).clamp(min=1e-8)).clamp(min=1)
+
+
+def radially_braked(U: Tensor, W: Tensor, outward: Scalar) -> Tensor:
+    """The part of U along W scaled by `outward` where the step -U would move W outward."""
+    along = inner(U, W) / safe_norm(W).square().clamp(min=1e-12)
+    return U - (1 - outward) * along.clamp(max=0) * W
+
+
+def radial_step_(W: Tensor, U: Tensor, lr: Scalar) -> None:
+    """W - lr U at the first-order radius |W| - lr <U, W>/|W|: the tangential part does not grow |W|."""
+    radius = safe_norm(W).clamp(min=1e-8)
+    target = (radius - lr * inner(U, W) / radius).clamp(min=1e-8)
+    W.sub_(lr * U)
+    W.mul_(target / safe_norm(W).clamp(min=1e-8))
+
+
+@stage("land")
+def hyperball(W: Tensor, U: Tensor, *, lr: LearningRate) -> None:
+    """W <- W - lr |W| U/|U|, back to its norm before: |W| never changes, and a zero weight stays zero."""
+    radius = safe_norm(W)
+    W.sub_(lr * radius * unit(U, (-2, -1)))
+    W.copy_(rescaled(W, radius))
+
+
+@stage("land")
+def tangent(W: Tensor, U: Tensor, *, lr: LearningRate, weight_decay: WeightDecay = 0.0) -> None:
+    """W <- W (1 - lr wd) - lr (U - (<U, W>/|W|^2) W): nothing moves along W, which grows to second order."""
+    V = U - inner(U, W) / safe_norm(W).square().clamp(min=1e-12) * W
+    decay_(W, V, lr, weight_decay)
+    W.sub_(lr * V)
+
+
+ScaleBeta2 = Annotated[Scalar, "[0, 1)", "what the average of the gradient's squared norms keeps"]
+ScaleEps = Annotated[float, "[0, inf)", "added to the root of that average"]
+
+
+def bias_corrected(lr: Scalar, momentum: Scalar, beta2: Scalar, t: Tensor) -> Tensor:
+    """lr sqrt(1 - b2^t) / (1 - mu^t), NAMO's rate before its adaptive scale."""
+    return lr * (1 - beta2**t).sqrt() / (1 - momentum**t + 1e-12)
+
+
+@stage("land")
+def namo_scale(
+    W: Tensor, U: Tensor, u: Tensor, G: Tensor, state: State, t: Tensor, *, lr: LearningRate,
+    weight_decay: WeightDecay = 0.1, momentum: Momentum = 0.95, beta2: ScaleBeta2 = 0.99,
+    eps: ScaleEps = 1e-8,
+) -> None:  # fmt: skip
+    """One step length a matrix: a = lr sqrt(1 - b2^t)/(1 - mu^t) |u|/(sqrt(s) + eps), s <- b2 s + (1 -
+    b2)|G|^2;
+
+    W <- W (1 - wd min(a, 1)) - min(0.2 sqrt(max(m, n)) a, 1) U. NAMO (minxin-zhg/namo@a3f37b0).
+    """
+    s = average_(buffer(state, "norm_squared", W, (1, 1)), squared(safe_norm(G)), beta2)
+    a = bias_corrected(lr, momentum, beta2, t) * safe_norm(u) / (s.sqrt() + eps)
+    W.mul_(1 - weight_decay * a.clamp(max=1))
+    W.sub_((rms(W) * a).clamp(max=1) * U)
+
+
+@stage("land")
+def namo_d_scale(
+    W: Tensor, U: Tensor, u: Tensor, G: Tensor, state: State, t: Tensor, *, lr: LearningRate,
+    weight_decay: WeightDecay = 0.1, momentum: Momentum = 0.95, beta2: ScaleBeta2 = 0.99,
+    eps: ScaleEps = 1e-8,
+    clip: Annotated[float, "(0, 1]", "columns' scales stay within clip and 1/clip of their mean"] = 0.75,
+) -> None:  # fmt: skip
+    """One step length a column: k_j = |u_:j|/(sqrt(V_j) + eps), V_j <- b2 V_j + (1 - b2)|G_:j|^2, clipped to
+    [c M, M/c], M = mean_j k_j; a_j as namo_scale's a with k_j; decay by max(1 - wd min(a_j, 1), 0). NAMO-D.
+    """
+    V = buffer(state, "column_norm_squared", W, (1, W.shape[-1]))
+    k = safe_norm(u, -2) / (average_(V, squared(safe_norm(G, -2)), beta2).sqrt() + eps)
+    M = k.mean(-1, keepdim=True)
+    a = bias_corrected(lr, momentum, beta2, t) * torch.clamp(k, clip * M, M / clip)
+    W.mul_((1 - weight_decay * a.clamp(max=1)).clamp(min=0))
+    W.sub_((rms(W) * a).clamp(max=1) * U)

@@ -1,0 +1,1 @@
+"""What logs show: reading them, doubts, statistics, comparison, the rules."""

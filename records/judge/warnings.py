@@ -1,0 +1,214 @@
+"""What is doubtful about an entry: each warning one sentence that names the files it is about."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
+from records.judge.logs import Entry, Log, Run
+
+NAMES = 6  # files named in one warning; the others are counted
+_SETTING = re.compile(r"Using (\w+)=(.*)")  # published logs state their settings so
+# The line that may differ between the scripts of one entry: it says which seeds were run.
+_ARGUMENTS = re.compile(r"^ARGUMENTS = .*\n?", re.MULTILINE)
+
+
+def entry_warnings(entry: Entry) -> tuple[str, ...]:
+    """All doubts about an entry: complaints of the parser first, then what does not fit together."""
+    return (*entry.problems, *(warning for doubts in DOUBTS for warning in doubts(entry)))
+
+
+def script_digest(log: Log) -> str | None:
+    """SHA-256 of a log's script without the line of its arguments; None without a script."""
+    if log.script is None:
+        return None
+    return hashlib.sha256(_ARGUMENTS.sub("", log.script).encode()).hexdigest()
+
+
+def settings(log: Log) -> dict[str, object]:
+    """The effective recipe with dotted keys, or what `Using key=value` facts say; never the seed."""
+    stated = dict(match.groups() for fact in log.facts if (match := _SETTING.fullmatch(fact)))
+    return _dotted(log.recipe) or {key: value for key, value in stated.items() if key != "seed"}
+
+
+def different_scripts(entry: Entry) -> Iterator[str]:
+    groups = _groups(_logs(entry), script_digest)
+    if len(groups) > 1:
+        told = (
+            f"{'no script' if digest is None else digest[:8]} in {_files(g)}" for digest, g in groups.items()
+        )
+        yield f"different scripts: {'; '.join(told)}"
+
+
+def different_recipes(entry: Entry) -> Iterator[str]:
+    logs = _logs(entry)
+    said = [settings(log) for log in logs]
+    for key in sorted({key for one in said for key in one}):
+        groups = _groups(range(len(logs)), lambda i, key=key: repr(said[i].get(key, "nothing")))
+        if len(groups) > 1:
+            told = (f"{value[:60]} in {_files(logs[i] for i in group)}" for value, group in groups.items())
+            yield f"different recipes, {key}: {'; '.join(told)}"
+
+
+def different_devices(entry: Entry) -> Iterator[str]:
+    groups = _groups(_logs(entry), lambda log: (log.device, log.world_size))
+    if len(groups) > 1:
+        told = (
+            f"{device or 'unknown'} x {n or '?'} in {_files(group)}" for (device, n), group in groups.items()
+        )
+        yield f"different devices: {'; '.join(told)}"
+
+
+def different_total_steps(entry: Entry) -> Iterator[str]:
+    groups = _groups(entry.runs, lambda run: run.total_steps)
+    if len(groups) > 1:
+        told = (f"{total} in {_files(group)}" for total, group in groups.items())
+        yield f"different total steps: {'; '.join(told)}"
+
+
+def same_curve_twice(entry: Entry) -> Iterator[str]:
+    """Step 0 does not count: it is the same loss in every run of a model whose head starts at zero."""
+    trained = [run for run in entry.runs if run.validations[-1].step > 0]
+    for group in _groups(trained, lambda run: tuple(v for v in run.curve.items() if v[0] > 0)).values():
+        if len(group) > 1:
+            yield f"the same curve {len(group)} times: {_runs(entry, group)}"
+
+
+def seeds_missing(entry: Entry) -> Iterator[str]:
+    """Runs without a seed, gaps in the sequence, planned seeds not run, seeds run twice."""
+    seeds = sorted({run.seed for run in entry.runs if run.seed is not None})
+    unknown = [run for run in entry.runs if run.seed is None]
+    if seeds and unknown:
+        yield f"no seed is stated for {_runs(entry, unknown)}"
+    if seeds and (gaps := _gaps(seeds)):
+        files = _files(log for log in entry.logs if any(run.seed is not None for run in log.runs))
+        yield f"seeds missing from the sequence {_ranges(seeds)}: {_ranges(gaps)} ({files})"
+    for log in entry.logs:
+        if not_run := sorted(planned_seeds(log) - {run.seed for run in log.runs}):
+            yield f"planned seeds that were not run: {_ranges(not_run)} in {log.path.name}"
+    for seed, group in _groups(
+        (run for run in entry.runs if run.seed is not None), lambda run: run.seed
+    ).items():
+        if len(group) > 1:
+            yield f"seed {seed} was run {len(group)} times: {_runs(entry, group)}"
+
+
+def seeds_begin_late(entry: Entry) -> Iterator[str]:
+    """One run with a seed of its own is what a hand-picked run looks like."""
+    seeded = [run for run in entry.runs if run.seed is not None]
+    first = min(seeded, key=lambda run: run.seed, default=None)
+    if first and first.seed > 1:
+        yield f"the seeds begin at {first.seed}, not at 0 or 1: {_runs(entry, [first])}"
+
+
+def runs_that_end_early(entry: Entry) -> Iterator[str]:
+    for run in entry.runs:
+        if run.validations[-1].step < run.total_steps:
+            at = f"at step {run.validations[-1].step} of {run.total_steps}"
+            yield f"ends early, {at}: {_runs(entry, [run])}"
+
+
+def not_finite(entry: Entry) -> Iterator[str]:
+    for run in entry.runs:
+        if steps := [step for step, loss in run.curve.items() if abs(loss) == float("inf") or loss != loss]:
+            yield f"val_loss is not finite from step {steps[0]} on: {_runs(entry, [run])}"
+
+
+def fewer_common_validations(entry: Entry) -> Iterator[str]:
+    runs = entry.runs
+    counts = Counter(step for run in runs for step in run.curve)
+    common = {step for step, count in counts.items() if count == len(runs)}
+    if len(common) < len(counts):
+        late = [run for run in runs if len(run.curve) < len(counts)]
+        extra = sorted(set(counts) - common)
+        yield (
+            f"only {len(common)} validations are common to all runs; not in all: steps {_listed(extra)}; "
+            f"lacking in {_runs(entry, late)}"
+        )
+
+
+def second_loss(entry: Entry) -> Iterator[str]:
+    groups = defaultdict(list)
+    for run in entry.runs:
+        for name in run.other_losses:
+            groups[name].append(run)
+    for name, group in groups.items():
+        yield f"a second loss, {name}, stands beside val_loss (val_loss is judged): {_files(group)}"
+
+
+DOUBTS: tuple[Callable[[Entry], Iterator[str]], ...] = (
+    different_scripts,
+    different_recipes,
+    different_devices,
+    different_total_steps,
+    same_curve_twice,
+    seeds_missing,
+    seeds_begin_late,
+    runs_that_end_early,
+    not_finite,
+    fewer_common_validations,
+    second_loss,
+)
+
+
+def planned_seeds(log: Log) -> set[int]:
+    """The seeds of the fact `seeds: 0-4` or `seeds: 0,3`; empty where there is none."""
+    for fact in log.facts:
+        if fact == "effective recipe:":
+            break
+        if match := re.fullmatch(r"seeds: *(\d{1,9}(?:-\d{1,9})?(?:, ?\d{1,9}(?:-\d{1,9})?)*)", fact):
+            parts = [[int(n) for n in part.split("-")] for part in match[1].split(",")]
+            return {seed for part in parts for seed in range(part[0], min(part[-1], part[0] + 10_000) + 1)}
+    return set()
+
+
+def _logs(entry: Entry) -> list[Log]:
+    return [log for log in entry.logs if log.runs]
+
+
+def _groups(items: Iterable, key: Callable[..., Hashable]) -> dict[Hashable, list]:
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)
+
+
+def _dotted(table: dict, path: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in table.items():
+        flat |= _dotted(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return flat
+
+
+def _gaps(seeds: list[int]) -> list[int]:
+    """The numbers missing between the first and the last; the first of them where they are very many."""
+    gaps = []
+    for before, after in zip(seeds, seeds[1:], strict=False):
+        gaps += range(before + 1, min(after, before + 1001))
+    return gaps
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> '0-2, 5'."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return _listed([str(a) if a == b else f"{a}-{b}" for a, b in parts])
+
+
+def _listed(items: list) -> str:
+    more = f" and {len(items) - NAMES} more" if len(items) > NAMES else ""
+    return ", ".join(map(str, items[:NAMES])) + more
+
+
+def _files(items: Iterable[Log | Run]) -> str:
+    return _listed(list(dict.fromkeys(item.path.name for item in items)))
+
+
+def _runs(entry: Entry, runs: list[Run]) -> str:
+    """The runs by their files, with the place in the file where it holds several."""
+    several = {log.path for log in entry.logs if len(log.runs) > 1}
+    return _listed([run.name if run.path in several else run.path.name for run in runs])

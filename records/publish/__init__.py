@@ -1,0 +1,1 @@
+"""What is made from judged logs: pages, pictures, leaderboards, reports, entries."""

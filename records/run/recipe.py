@@ -1,0 +1,377 @@
+"""Recipes: what an entry chooses, as a TOML file, read and checked, every default filled in; and its seeds.
+
+A shipped recipe is `records/<track>/<name>.toml`, that of an entry `records/<track>/<entry>/recipe.toml`.
+"""
+
+import difflib
+import fnmatch
+import inspect
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+RECORDS = Path(__file__).resolve().parents[1]
+FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
+STAGES = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
+COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
+    "cooldown_frac": 0.7,
+    "cooldown_steps": None,
+    "cooldown_power": 1.0,
+    "floor": 0.0,
+    "steps": None,
+    "phases": None,
+}
+SCHEDULE = (
+    COOLDOWN | {f"aux_{key}": None for key in COOLDOWN} | {"warmup_steps": 0, "delay": [], "matrix": {}}
+)
+TABLES = ("matrix", "aux", "schedule", "init", "lookahead")
+LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
+
+
+class Keyword(Protocol):
+    """A hyperparameter of a method: its default, and what a value must be."""
+
+    default: Any
+
+    @property
+    def expected(self) -> str: ...
+
+    def check(self, value: object, where: str) -> None: ...
+
+
+class Rows(Protocol):
+    """What a method is made of; `exchanged` raises ValueError for stages that it cannot have."""
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Keyword]: ...
+
+    def exchanged(self, stages: Mapping[str, str]) -> "Rows": ...
+
+
+class Method(Protocol):
+    """A step function, as far as a recipe knows it."""
+
+    @property
+    def row(self) -> Rows: ...
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything an entry chooses, with the track's and the step function's defaults filled in.
+
+    matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
+              "mlp.*", stands instead for the matrices it matches.
+    aux:      AdamW of the embedding, the head and the 1-D parameters.
+    schedule: `cooldown_frac` of the planned `steps`, or `cooldown_steps`; `cooldown_power`, `floor` (the last
+              factor); `steps`, where the cooldown is planned for a longer run than this one, a number or
+              points [from step, steps] of a plan that changes on the way; `phases`, knots that stand in for
+              all of these; the same with aux_ in front for AdamW; `warmup_steps`; `delay`, knots by how many
+              steps the schedule's clock is late; in `matrix`, knots of hyperparameters that change over the
+              run. A knot is [step, value] or [step, value, shape]: from the knot before, the value moves
+              along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
+    init:     standard deviation by pattern, e.g. {"attn.proj": 0.026}; the rest starts as the baseline.
+    lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
+              before `stop`, averages of `decay`; empty: none.
+    facts:    description, base (the entry it builds on), published (number of the published result).
+    """
+
+    name: str
+    track: str
+    train_steps: int
+    matrix: dict
+    aux: dict
+    schedule: dict
+    init: dict
+    lookahead: dict
+    facts: dict = field(default_factory=dict)
+
+    def toml(self) -> str:
+        """The effective recipe: reading it back gives the same recipe."""
+        head = {**self.facts, "name": self.name, "track": self.track, "train_steps": self.train_steps}
+        tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
+        tables |= {"lookahead": self.lookahead}
+        return "\n".join(toml_lines(head | tables))
+
+    def differences(self, other: str) -> str:
+        """What the effective recipe `other` says otherwise (-) and this one instead (+), in one line."""
+        lines = difflib.ndiff(other.splitlines(), self.toml().splitlines())
+        return "; ".join(line for line in lines if line[0] in "-+")
+
+    def step_names(self) -> list[str]:
+        """The step functions it uses, by name and with their exchanged stages, sorted."""
+        return sorted({step_name(self.matrix), *map(step_name, self.patterns().values())})
+
+    def patterns(self) -> dict[str, dict]:
+        """The tables of [matrix] for some matrices only, by pattern."""
+        return {key: value for key, value in self.matrix.items() if isinstance(value, dict)}
+
+
+def step_name(table: dict) -> str:
+    """ "aurora", or "aurora(precondition=soap)" where the table exchanges stages."""
+    stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGES if kind in table)
+    return f"{table['step']}({stages})" if stages else table["step"]
+
+
+def toml_lines(table: dict, path: str = "") -> Iterator[str]:
+    """The lines of a TOML table: scalars and lists first, then the tables inside; None is left out."""
+    name = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in table}
+    for key, value in table.items():
+        if not isinstance(value, dict) and value is not None:
+            yield f"{name[key]} = {json.dumps(value)}"
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield f"\n[{path}{name[key]}]"
+            yield from toml_lines(value, f"{path}{name[key]}.")
+
+
+def recipe_files(folder: Path) -> dict[str, Path]:
+    """Name -> file of the shipped recipes and the entries in a track's folder."""
+    entries = {file.parent.name: file for file in sorted(folder.glob("*/recipe.toml"))}
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))} | entries
+
+
+def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Method]) -> Iterator[str]:
+    """A line for every shipped recipe and entry: its description, or what keeps it from running."""
+    for track in tracks:
+        yield f"{track} (default: {tracks[track].recipe})"
+        for name, path in recipe_files(RECORDS / track).items():
+            try:
+                told = read_recipe(path, tracks, steps).facts.get("description", "")
+            except RecipeError as error:
+                told = f"cannot run yet: {error}"
+            yield f"  {name:28} {told}"
+
+
+def read_recipe(
+    source: str | Path,
+    tracks: Mapping[str, object],
+    steps: Mapping[str, Method],
+    changes: Iterable[str] = (),
+    track: str | None = None,
+) -> Recipe:
+    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
+
+    tracks, steps: what a recipe may name. changes: "matrix.lr=0.03" and the like, over what the file says.
+    Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
+    """
+    order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
+    shipped = {name: file for t in order for name, file in recipe_files(RECORDS / t).items()}
+    path = shipped.get(str(source), Path(source))
+    if not path.is_file():
+        near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
+        hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
+        raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
+    name = path.parent.name if path.name == "recipe.toml" else path.stem
+    return parse_recipe(path.read_text(), name, tracks, steps, changes, track)
+
+
+def parse_recipe(
+    text: str,
+    name: str,
+    tracks: Mapping[str, object],
+    steps: Mapping[str, Method],
+    changes: Iterable[str] = (),
+    track: str | None = None,
+) -> Recipe:
+    """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
+    for change in changes:
+        table = merge(table, parse_change(change))
+    check_keys("the recipe", table, [*FACTS, "name", "track", "train_steps", *TABLES])
+    track = table.get("track", track or next(iter(tracks)))
+    if not isinstance(track, str) or track not in tracks:
+        raise RecipeError(f"recipe {name} says track = {track!r}; expected one of {', '.join(tracks)}.")
+    train_steps, default = table.get("train_steps"), tracks[track].aux
+    if type(train_steps) is not int or train_steps < 1:
+        raise RecipeError(
+            f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0."
+        )
+    for key in TABLES:
+        if not isinstance(value := table.get(key, {}), dict):
+            raise RecipeError(f"recipe {name} says {key} = {value!r}; expected a table [{key}].")
+    matrix, aux, schedule, init, lookahead = (table.get(key, {}) for key in TABLES)
+    plain = {key: value for key, value in matrix.items() if not isinstance(value, dict)}
+    effective = hyperparameters("[matrix]", plain, steps)
+    for pattern, value in matrix.items():
+        if isinstance(value, dict):  # another step function starts from its own defaults
+            where = f'[matrix."{pattern}"]'
+            inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
+            effective[pattern] = hyperparameters(where, value, steps, inherited)
+    check_keys("[aux]", aux, list(default))
+    check_kinds("[aux]", aux, default)
+    schedule = parse_schedule(schedule, train_steps, effective)
+    check_keys("[lookahead]", lookahead, list(LOOKAHEAD))
+    check_kinds("[lookahead]", lookahead, LOOKAHEAD)
+    lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
+    facts = {key: table[key] for key in FACTS if key in table}
+    name = table.get("name", name)
+    return Recipe(name, track, train_steps, effective, default | aux, schedule, init, lookahead, facts)
+
+
+def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
+    """The effective [schedule]: every key, AdamW's as the matrices' where nothing else is said."""
+    check_keys("[schedule]", said, list(SCHEDULE))
+    kinds = {"cooldown_steps": 1.0, "delay": [], "phases": [], "matrix": {}, "warmup_steps": 0}
+    for key, value in said.items():
+        plain = key.removeprefix("aux_")
+        if plain != "steps" or not isinstance(value, list):
+            like = kinds.get(plain, 1 if plain == "steps" else COOLDOWN.get(plain, SCHEDULE.get(plain)))
+            check_kinds("[schedule]", {key: value}, {key: like})
+    for prefix in ("", "aux_"):
+        both = [f"{prefix}{key}" for key in ("cooldown_frac", "cooldown_steps") if f"{prefix}{key}" in said]
+        if len(both) == 2:
+            raise RecipeError(f"[schedule] says both {both[0]} and {both[1]}; expected one of them.")
+        others = [key for key in said if key.startswith(prefix) and key.removeprefix(prefix) in COOLDOWN]
+        if f"{prefix}phases" in said and len(others) > 1:
+            other = next(key for key in others if key != f"{prefix}phases")
+            raise RecipeError(f"[schedule] says {prefix}phases and {other}, which phases replace; drop one.")
+    schedule = SCHEDULE | said
+    own_length = "aux_cooldown_frac" in said or "aux_cooldown_steps" in said
+    for key in COOLDOWN:
+        length = key in ("cooldown_frac", "cooldown_steps")
+        if schedule[f"aux_{key}"] is None and not (length and own_length and key == "cooldown_steps"):
+            schedule[f"aux_{key}"] = schedule[key]
+    for prefix in ("", "aux_"):
+        plan = schedule[f"{prefix}steps"]
+        points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
+        check_knots(f"[schedule] {prefix}steps", points, shapes=False)
+        if plan is not None and not isinstance(plan, list) and plan < train_steps:
+            raise RecipeError(
+                f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
+            )
+        if not 0 < schedule[f"{prefix}cooldown_frac"] <= 1:
+            raise RecipeError(
+                f"[schedule] {prefix}cooldown_frac is {schedule[f'{prefix}cooldown_frac']}; "
+                "expected a part of the run, above 0 and at most 1."
+            )
+        if schedule[f"{prefix}phases"] is not None:
+            check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
+    if schedule["delay"]:
+        check_knots("[schedule] delay", schedule["delay"])
+    groups = [matrix, *(value for value in matrix.values() if isinstance(value, dict))]
+    movable = {key for group in groups for key, value in group.items()
+               if isinstance(value, int | float) and not isinstance(value, bool) and key != "lr"}  # fmt: skip
+    check_keys("[schedule.matrix]", schedule["matrix"], sorted(movable))
+    for key, knots in schedule["matrix"].items():
+        check_knots(f"[schedule.matrix] {key}", knots)
+    return schedule
+
+
+def check_knots(where: str, knots: object, shapes: bool = True) -> None:
+    """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
+    expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
+    good = isinstance(knots, list) and knots and all(
+        isinstance(knot, list) and len(knot) in (2, 2 + shapes)
+        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in knot[:2])
+        and (len(knot) == 2 or knot[2] == "cosine"
+             or (isinstance(knot[2], int | float) and not isinstance(knot[2], bool) and 0 < knot[2] < math.inf))
+        for knot in knots
+    )  # fmt: skip
+    if not good or [knot[0] for knot in knots] != sorted({knot[0] for knot in knots}):
+        raise RecipeError(f"{where} is {knots}; expected points {expected}.")
+
+
+def hyperparameters(
+    where: str, table: dict, steps: Mapping[str, Method], inherited: Mapping[str, object] | None = None
+) -> dict:
+    """`step`, the stages exchanged, and every hyperparameter: the table's value, else the inherited, else the
+    default.
+
+    Raises RecipeError for a step, a stage or a key that is not known, and for a value out of its range.
+    """
+    said = dict(inherited or {}) | table
+    step = said.get("step")
+    if not isinstance(step, str) or step not in steps:
+        near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
+        raise RecipeError(f"{where} says step = {step!r}; nearest: '{near[0]}'. Known: {', '.join(steps)}.")
+    stages = {kind: said[kind] for kind in STAGES if kind in said}
+    try:
+        known = steps[step].row.exchanged(stages).hyperparameters
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}.") from None
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGES, *known])
+    for name in inherited or ():
+        if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
+            raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")
+    effective: dict = {"step": step} | stages
+    for name, keyword in known.items():
+        value = said.get(name, keyword.default)
+        if value is inspect.Parameter.empty:
+            raise RecipeError(f"{where} with step '{step}' needs {name}: give it a value.")
+        if name in said:
+            try:
+                keyword.check(value, where)
+            except (TypeError, ValueError):
+                raise RecipeError(f"{where} says {name} = {value!r}; expected {keyword.expected}.") from None
+        effective[name] = list(value) if isinstance(value, tuple) else value
+    return effective
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a pattern names a module, from its block on ("mlp.*") or in full ("blocks.0.mlp.fc")."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (re.sub(r"^blocks\.\d+\.", "", module), module))
+
+
+def check_keys(where: str, table: dict, known: list[str]) -> None:
+    """Raises RecipeError for the first key that is not known, with the nearest one that is."""
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            hint = f"did you mean '{near[0]}'? Known: {', '.join(known)}." if known else "It takes none."
+            raise RecipeError(f"{where} has no '{key}'; {hint}")
+
+
+def check_kinds(where: str, table: dict, like: dict) -> None:
+    """Raises RecipeError where a value is not of its default's kind (whole numbers may stand for floats)."""
+    for key, value in table.items():
+        kinds = {
+            bool: (bool,),
+            str: (str,),
+            float: (int, float),
+            int: (int, float),
+            list: (list,),
+            dict: (dict,),
+        }
+        expected = kinds.get(type(like.get(key)))
+        if expected and (not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,))):
+            raise RecipeError(f"{where} says {key} = {value!r}; expected a value such as {like[key]!r}.")
+
+
+def parse_change(change: str) -> dict:
+    """The tables that "matrix.lr=0.03" stands for; a value that is not TOML is taken as a string."""
+    key, found, value = change.partition("=")
+    for text in (value, json.dumps(value)) if found else ():
+        try:
+            return tomllib.loads(f"{key} = {text}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise RecipeError(f"--set {change}: expected KEY=VALUE, such as matrix.lr=0.03.")
+
+
+def merge(table: dict, changes: dict) -> dict:
+    """`table` with the changes over it, table by table."""
+    both = {key for key in changes if isinstance(changes[key], dict) and isinstance(table.get(key), dict)}
+    return table | {key: merge(table[key], value) if key in both else value for key, value in changes.items()}
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-4" or "0,3" as a list. Raises RecipeError for anything else and for a seed named twice."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
+        raise RecipeError(f"--seeds {text}: expected seeds such as 0-4 or 0,3.")
+    ends = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
+    seeds = [seed for first, last in ends for seed in range(int(first), int(last) + 1)]
+    if not seeds or len(seeds) != len(set(seeds)):
+        raise RecipeError(f"--seeds {text}: {'a seed stands twice' if seeds else 'no seed in it'}.")
+    return seeds
