@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from platform import python_version
@@ -32,7 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 from data.shards import ShardError, list_shards, read_shard
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
-from records.run.flatten import flatten
+from optimizers.stage import named_step
+from records.run.flatten import flatten, literal
 from records.run.recipe import (
     COOLDOWN,
     Recipe,
@@ -674,16 +675,10 @@ def train(
 # Command line
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The options of ./run.sh that reach the trainer."""
-    parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How and where to run: the trainer has these options, and so has the script at the head of its logs."""
     add = parser.add_argument
-    add("--track", choices=TRACKS, help="default: fineweb with a GPU, nano without")
-    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
-    add("--recipes", action="store_true", help="list the recipes and leave")
-    add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--seeds", metavar="0-4|0,3", help="one run a seed, all in one log; default: 0")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass; default: what memory holds")
     add("--checkpoint-every", type=int, metavar="N", help="a checkpoint every N steps; the last two are kept")
     add("--resume", action="store_true", help="go on from the newest good checkpoint in the log folder")
@@ -692,6 +687,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The options of ./run.sh that reach the trainer: what to run, and how."""
+    parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
+    add = parser.add_argument
+    add("--track", choices=TRACKS, help="default: fineweb with a GPU, nano without")
+    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
+    add("--recipes", action="store_true", help="list the recipes and leave")
+    add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
+    add_run_options(parser)
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
     return parser.parse_args(argv)
 
@@ -709,35 +716,39 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     print(torch.cuda.device_count(), *fetch)
 
 
-def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: dict) -> Recipe:
-    """The recipe of the command line, the flattened script or the checkpoint, in which all must agree."""
+def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
+    """The recipe of the command line; where that names none, the checkpoint's, if there is one."""
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
-    written = embedded or (checkpoint.get("recipe") if not (args.recipe or changes) else None)
-    if written:
-        recipe = parse_recipe(written, "embedded", TRACKS, STEPS, changes)
+    if checkpoint and not (args.recipe or changes):
+        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", TRACKS, STEPS)
     else:
         track = args.track or ("fineweb" if torch.cuda.is_available() else "nano")
         recipe = load_recipe(args.recipe or TRACKS[track].recipe, changes, track)
     if args.track not in (None, recipe.track):
         raise RunError(f"recipe {recipe.name} is of track {recipe.track}; leave out --track {args.track}.")
+    return recipe
+
+
+def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
+    """The script that repeats the run: what it uses of this project, its recipe and track as values."""
+    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
+    asked += ["--compile"] if args.compile else []
+    values = {"RECIPE": literal(recipe), "TRACKS": literal({recipe.track: TRACKS[recipe.track]})}
+    rows = [named_step(name).row for name in recipe.step_names()]
+    methods = {row.name.partition("(")[0] for row in rows}
+    stages = {stage.function.__name__ for row in rows for stage in row.stages}
+    return flatten(ROOT, sorted(methods | stages), values, ["--seeds", args.seeds or "0", *asked])
+
+
+def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict) -> None:
+    """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
     if checkpoint and (checkpoint["recipe"], checkpoint["seeds"]) != (recipe.toml(), args.seeds):
         differs = recipe.differences(checkpoint["recipe"]) or f"- seeds {checkpoint['seeds']}; + {args.seeds}"
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
-    return recipe
-
-
-def run(args: argparse.Namespace, embedded: str | None) -> None:
-    """Train every seed of the command line, all in one log."""
-    checkpoint = newest_checkpoint(args.out) if args.resume else {}
-    recipe = choose_recipe(args, embedded, checkpoint)
     seeds, track = parse_seeds(args.seeds), TRACKS[recipe.track]
-    if args.plan:
-        return print_plan(recipe, args.data)
     open_data(args.data, recipe)  # before anything is written
     world = join_world()
-    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
-    asked += ["--compile"] if args.compile else []
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
     args.compile = args.compile or world.device.type == "cuda"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -745,8 +756,6 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
     log = RunLog(args.out / checkpoint.get("log", name), resume=args.resume, writes=world.rank == 0)
     if not args.resume:
-        own, steps = Path(__file__).read_text(), recipe.step_names()
-        script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
         versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
@@ -759,21 +768,40 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
         train(recipe, index, seed, world, log, args, checkpoint if index == checkpoint.get("run") else {})
     if world.size > 1:
         dist.destroy_process_group()
-    return None
 
 
-def main(argv: list[str], embedded: str | None = None) -> None:
-    """Run the command line; `embedded` is the recipe of a flattened script. Errors are told in one line."""
-    args, rank = parse_arguments(argv), os.environ.get("RANK", "0")
+@contextmanager
+def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
+    """What a user can mend is told by rank 0, without a traceback, and ends the process."""
     try:
-        if args.recipes:
-            print("\n".join(list_recipes(TRACKS, STEPS)))
-        else:
-            run(args, embedded)
+        yield
     except (RunError, RecipeError, ShardError, LogError) as error:
-        sys.exit(f"error: {error}" if rank == "0" else 1)
+        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except torch.OutOfMemoryError:
         sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
+
+
+def replay(recipe: Recipe, argv: list[str]) -> None:
+    """What the script at the head of a log does: the run again, with the same recipe."""
+    parser = argparse.ArgumentParser(description=f"Train with the recipe {recipe.name} of this script.")
+    add_run_options(parser)
+    args = parser.parse_args(argv)
+    with errors_in_one_line(args):
+        checkpoint = newest_checkpoint(args.out) if args.resume else {}
+        run(recipe, args, Path(__file__).read_text(), checkpoint)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the command line says."""
+    args = parse_arguments(argv)
+    with errors_in_one_line(args):
+        if args.recipes:
+            return print("\n".join(list_recipes(TRACKS, STEPS)))
+        checkpoint = newest_checkpoint(args.out) if args.resume else {}
+        recipe = choose_recipe(args, checkpoint)
+        if args.plan:
+            return print_plan(recipe, args.data)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,172 @@
-"""A run as one script: the trainer, the modules it uses, the effective recipe; no import of this project.
+"""A run as one script: what it reached of the trainer and the optimizers, and what it chose, as values.
 
-The modules are put one behind the other, each after those it imports from, with their imports of this project
-taken out. So their top-level names must differ, and they import by name only (`from a.b import c`).
+A piece is a top-level statement with the comment directly above it. It is reached where it defines a name
+that a reached piece looks up, be it in its body, its decorators, its defaults or its annotations. So a
+registry that decorators fill holds what was reached. The pieces stand in the order of their modules, a module
+behind those it imports from, without imports of this project. Hence two rules: top-level names differ over
+all modules of a script, and modules import by name (`from a.b import c`).
 """
 
 import ast
+import builtins
+import symtable
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from pprint import pformat
+from textwrap import indent
 
-PROJECT = ("data", "optimizers", "records")
+PROJECT = ("data", "optimizers", "records", "train_gpt")
+WIDTH = 110
 RULE = "# " + "-" * 98
+HEAD = '"""One run as one script: beside its data/ it repeats the run. What was chosen stands at the end."""'
+START = 'if __name__ == "__main__":\n    replay(RECIPE, ARGUMENTS + sys.argv[1:])\n'
+Import = ast.Import | ast.ImportFrom
 
 
-def flatten(root: Path, steps: list[str], recipe: str, arguments: list[str]) -> str:
+@dataclass(frozen=True)
+class Piece:
+    """A top-level statement, or a comment that stands by itself: the heading of what follows."""
+
+    code: str  # as written, without imports of this project
+    blank: int  # lines above it
+    defines: frozenset[str] = frozenset()
+    always: bool = False  # it does more than define names: kept where anything of its module is
+    heading: bool = False
+
+
+@dataclass
+class Module:
+    """A module of this project, taken apart."""
+
+    path: str  # below the project's folder
+    pieces: list[Piece] = field(default_factory=list)
+    project: dict[str, str] = field(
+        default_factory=dict
+    )  # name -> module of this project it is imported from
+    foreign: dict[str, set[str]] = field(default_factory=dict)  # other imported name -> its import statements
+    needs: list[str] = field(default_factory=list)  # modules imported at the top
+    asks: list[str] = field(default_factory=list)  # modules imported inside functions, or for types only
+
+
+def flatten(root: Path, steps: Iterable[str], values: dict[str, str], arguments: list[str]) -> str:
     """The script that repeats a run: `python script.py` with the data beside it.
 
-    root: the project's folder. steps: names of the step functions. recipe: the effective one, as TOML.
+    root: the project's folder. steps: names of the functions that the recipe chooses by name.
+    values: name -> expression that stands for what the project defines, or reads, under that name.
     arguments: the command line of the run.
-    Raises ValueError where two modules define the same name or a line would end the script's part of a log.
+    Raises ValueError where the pieces cannot stand in one file, or a line would end the script in a log.
     """
-    register = step_modules(root)
-    modules: list[str] = []
-    needed = [register[name] for name in (*steps, "MatrixOptimizer")]
-    for module in [*project_imports(root, "train_gpt"), *needed]:
-        if module not in ("optimizers", "records.run.flatten"):  # a script is its own: it flattens nothing
-            add_with_imports(root, module, modules)
-    parts = [f"{RULE}\n# {module.replace('.', '/')}.py\n\n{bare_source(root, module)}" for module in modules]
-    table = f"STEPS = {{{', '.join(f'{step!r}: {step}' for step in steps)}}}"
-    trainer = f"{RULE}\n# train_gpt.py\n\n{bare_source(root, 'train_gpt')}"
-    run = f"RECIPE = {recipe_literal(recipe)}\nARGUMENTS = {arguments!r}\n"
-    start = 'if __name__ == "__main__":\n    import sys\n\n    main(ARGUMENTS + sys.argv[1:], RECIPE)\n'
-    script = "\n\n".join([*parts, table, trainer, run, start])
+    named = {name for value in values.values() for name in names_looked_up(value)}
+    reached = source(root, ["replay", *steps, *sorted(named)], values, imports=["import sys"])
+    chosen = [f"{name} = {indent(value, ' ' * (len(name) + 3)).strip()}" for name, value in values.items()]
+    run = "\n".join([f"{RULE}\n# The run\n", *chosen, f"ARGUMENTS = {arguments!r}"])
+    script = "\n\n\n".join([f"{HEAD}\n\n{reached}", run, START])
     check_script(script)
     return script
 
 
-def step_modules(root: Path) -> dict[str, str]:
-    """Name of each step function -> module, from the imports of optimizers/__init__.py."""
-    tree = ast.parse((root / "optimizers" / "__init__.py").read_text())
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: node.module for node in imports for alias in node.names}
+def literal(value: object) -> str:
+    """A value as the expression that gives it back, over several lines where it is long."""
+    return pformat(value, width=WIDTH - len("RECIPE = "), sort_dicts=False)
 
 
-def module_file(root: Path, module: str) -> Path:
-    return root / (module.replace(".", "/") + ".py")
+def source(root: Path, roots: Iterable[str], given: Collection[str] = (), imports: Iterable[str] = ()) -> str:
+    """All that the names in `roots` reach, module by module, below one block of imports (and `imports`).
+
+    Names in `given` are not followed. Raises ValueError for a root that not exactly one module defines.
+    """
+    modules = read_modules(root)
+    kept: dict[str, set[Piece]] = {name: set() for name in modules}
+    used, todo = set(imports), [(home(modules, name), name) for name in roots]
+    while todo:
+        origin, name = where, _ = todo.pop()
+        while name in modules[where].project:
+            where = modules[where].project[name]
+        module = modules[where]
+        if name in given:
+            continue
+        found = {piece for piece in module.pieces if name in piece.defines}
+        if where != origin and not found and name not in module.foreign:
+            raise ValueError(f"{modules[origin].path} imports {name!r}, expected it in {module.path}")
+        used |= module.foreign.get(name, set())
+        if found:
+            found |= {piece for piece in module.pieces if piece.always}
+        todo += [(where, other) for piece in found - kept[where] for other in names_looked_up(piece.code)]
+        kept[where] |= found
+    sections = [(module.path, as_written(module.pieces, kept[name])) for name, module in modules.items()]
+    banners = [f"{RULE}\n# {path}\n\n{code}" for path, code in sections if code]
+    return "\n\n\n".join(part for part in (import_block(used), *banners) if part)
 
 
-def project_imports(root: Path, module: str) -> list[str]:
-    """The modules of this project that a module imports at its top."""
-    body = ast.parse(module_file(root, module).read_text()).body
-    return [node.module for node in body if is_project_import(node)]
+def home(modules: dict[str, Module], name: str) -> str:
+    """The module that defines a name."""
+    homes = [key for key, module in modules.items() if any(name in piece.defines for piece in module.pieces)]
+    if len(homes) != 1:
+        raise ValueError(f"expected one module that defines {name!r}, found {' and '.join(homes) or 'none'}")
+    return homes[0]
 
 
-def is_project_import(node: ast.AST) -> bool:
-    return isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PROJECT
+def names_looked_up(code: str) -> set[str]:
+    """The names that code looks up at the top level of its module: neither its locals nor its parameters."""
+
+    def within(table: symtable.SymbolTable) -> Iterator[str]:
+        local, symbols = table.get_type() == "function", table.get_symbols()
+        yield from (s.get_name() for s in symbols if s.is_global() or (s.is_referenced() and not local))
+        for inner in table.get_children():
+            yield from within(inner)
+
+    names = set(within(symtable.symtable(code, "code", "exec")))
+    return names.union(*map(names_looked_up, quoted_annotations(code)))
 
 
-def add_with_imports(root: Path, module: str, modules: list[str]) -> None:
-    """Append the module to the list behind what it imports."""
-    if module not in modules:
-        for needed in project_imports(root, module):
-            add_with_imports(root, needed, modules)
-        modules.append(module)
+def quoted_annotations(code: str) -> Iterator[str]:
+    """What annotations say in quotes: World of `world: "World"`."""
+    for node in ast.walk(ast.parse(code)):
+        for hint in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            for part in ast.walk(hint) if hint else ():
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    with suppress(SyntaxError):  # words about a type
+                        yield ast.unparse(ast.parse(part.value))
 
 
-def bare_source(root: Path, module: str) -> str:
-    """The module's source without imports of this project and without its part for the command line."""
-    source = module_file(root, module).read_text()
-    lines = source.splitlines()
-    for node in ast.walk(tree := ast.parse(source)):
-        main = isinstance(node, ast.If) and node in tree.body and "__name__" in ast.dump(node.test)
-        if is_project_import(node) or main:
-            lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
-    return "\n".join(line for line in lines if line is not None).strip()
+def as_written(pieces: list[Piece], kept: set[Piece]) -> str:
+    """The kept pieces under their headings, with the blank lines as they were; empty where none is kept."""
+    lines: list[str] = []
+    heading, blank = "", 0
+    for piece in pieces:
+        blank = max(blank, piece.blank)
+        if piece.heading:
+            heading, blank = "\n" * blank + piece.code + "\n", 0
+        elif piece in kept:
+            lines.append(heading + "\n" * blank + piece.code)
+            heading, blank = "", 0
+    return "\n".join(lines).strip("\n")
 
 
-def recipe_literal(recipe: str) -> str:
-    """The TOML as a string literal that reads like a file."""
-    literal = f"'''\n{recipe.strip()}\n'''"
-    return literal if "\\" not in recipe and "'''" not in recipe else repr(recipe)
+def import_block(statements: Iterable[str]) -> str:
+    """Import statements of one name each, as one block: Python's own first, names of one module together."""
+    whole: set[str] = set()
+    by_name: dict[str, set[str]] = {}
+    for statement in statements:
+        module, found, name = statement.partition(" import ")
+        if found:
+            by_name.setdefault(module, set()).add(name)
+        else:
+            whole.add(statement)
+    lines = sorted(whole)
+    for module, names in sorted(by_name.items()):
+        line = f"{module} import {', '.join(sorted(names))}"
+        if len(line) > WIDTH:
+            line = "\n".join([f"{module} import (", *(f"    {name}," for name in sorted(names)), ")"])
+        lines.append(line)
+    own = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
+    own.sort(key=lambda line: not line.startswith("from __future__"))
+    return "\n\n".join(
+        "\n".join(block) for block in (own, [line for line in lines if line not in own]) if block
+    )
 
 
 def check_script(script: str) -> None:
@@ -88,10 +177,134 @@ def check_script(script: str) -> None:
         )
     seen: set[str] = set()
     for node in ast.parse(script).body:
-        names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
-        if isinstance(node, ast.Assign):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        for name in names:
-            if name in seen:
-                raise ValueError(f"two modules of the script define '{name}'; rename one of them")
+        names = defined(ast.unparse(node))
+        if twice := sorted(names & seen):
+            raise ValueError(f"two modules of the script define {twice[0]!r}; rename one of them")
+        if hidden := sorted(names.intersection(dir(builtins))):
+            raise ValueError(f"the script's {hidden[0]!r} would hide Python's own; rename it")
+        seen |= names
+
+
+# ----------------------------------------------------------------------------------------------------
+# Taking modules apart
+
+
+def read_modules(root: Path, start: str = "train_gpt") -> dict[str, Module]:
+    """`start` and the modules it imports, directly or not, by name, a module behind those it needs."""
+    modules: dict[str, Module] = {}
+    seen: set[str] = set()
+
+    def add(name: str) -> None:
+        if name not in seen:
             seen.add(name)
+            module = read_module(root, name)
+            for needed in module.needs:
+                add(needed)
+            modules[name] = module
+            for asked in module.asks:
+                add(asked)
+
+    add(start)
+    return modules
+
+
+def read_module(root: Path, name: str) -> Module:
+    """Raises ValueError where it imports from this project other than by `from a.b import c`."""
+    file = module_file(root, name)
+    module, end = Module(file.relative_to(root).as_posix()), 0
+    lines = (code := file.read_text(encoding="utf-8") + "\n").split("\n")
+    for node in ast.parse(code).body:
+        note_imports(root, module, node)
+        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
+        while first > end and lines[first - 1].startswith("#"):
+            first -= 1
+        above, begin, end = lines[end:first], first, node.end_lineno or first
+        if isinstance(node, Import) or is_for_types(node) or is_command_line(node):
+            continue
+        if heading := "\n".join(above).strip("\n"):
+            module.pieces.append(Piece(heading, leading_blanks(above), heading=True))
+        written = without_project_imports(node, lines)[begin:end]
+        code = "\n".join(line for line in written if line is not None)
+        module.pieces.append(Piece(code, leading_blanks(above[::-1]), defined(code), acts(node)))
+    return module
+
+
+def module_file(root: Path, name: str) -> Path:
+    place = root / name.replace(".", "/")
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def note_imports(root: Path, module: Module, statement: ast.stmt) -> None:
+    """Write down what a top-level statement imports, itself or inside."""
+    for node in (node for node in ast.walk(statement) if isinstance(node, Import)):
+        if of_project(node):
+            if (
+                not isinstance(node, ast.ImportFrom)
+                or node.level
+                or any(a.asname or a.name == "*" for a in node.names)
+            ):
+                found = f"{module.path}, line {node.lineno}: `{ast.unparse(node)}`"
+                raise ValueError(f"{found} cannot be flattened; write `from a.b import c`")
+            of = str(node.module)
+            module.project |= {alias.name: of for alias in node.names}
+            inside = [
+                f"{of}.{alias.name}" for alias in node.names
+            ]  # modules of a package, for what they register
+            needed = [of, *(name for name in inside if module_file(root, name).exists())]
+            (module.needs if node is statement else module.asks).extend(needed)
+        elif node is statement or is_for_types(statement):
+            begin = f"from {node.module} import" if isinstance(node, ast.ImportFrom) else "import"
+            for alias in node.names:
+                bound = alias.asname or alias.name.split(".")[0]
+                module.foreign.setdefault(bound, set()).add(f"{begin} {ast.unparse(alias)}")
+
+
+def of_project(node: ast.AST) -> bool:
+    """Whether it is an import of this project's."""
+    if isinstance(node, ast.ImportFrom):
+        return node.level > 0 or (node.module or "").split(".")[0] in PROJECT
+    return isinstance(node, ast.Import) and any(alias.name.split(".")[0] in PROJECT for alias in node.names)
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    """`if TYPE_CHECKING:`"""
+    return isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
+
+
+def is_command_line(node: ast.stmt) -> bool:
+    """`if __name__ == "__main__":`"""
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+def without_project_imports(statement: ast.stmt, lines: list[str]) -> list[str | None]:
+    """The module's lines, None in place of an import of this project inside the statement."""
+    left: list[str | None] = [*lines]
+    for node in ast.walk(statement):
+        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+            imports = [part for part in block if of_project(part)] if isinstance(block, list) else []
+            for part in imports:
+                end = part.end_lineno or part.lineno
+                end += not lines[end].strip()  # the blank line under it
+                left[part.lineno - 1 : end] = [None] * (end - part.lineno + 1)
+            if imports and len(imports) == len(block):
+                left[imports[0].lineno - 1] = " " * imports[0].col_offset + "pass"
+    return left
+
+
+def defined(code: str) -> frozenset[str]:
+    """The names that code defines or imports at the top level."""
+    symbols = symtable.symtable(code, "code", "exec").get_symbols()
+    return frozenset(s.get_name() for s in symbols if s.is_assigned() or s.is_imported() or s.is_annotated())
+
+
+def acts(node: ast.stmt) -> bool:
+    """Whether a statement does more than define names: a docstring, a registration, a switch of a library."""
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return any(isinstance(part, ast.Attribute | ast.Subscript) for t in targets for part in ast.walk(t))
+    return not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def leading_blanks(lines: list[str]) -> int:
+    """How many lines are blank before the first that is not."""
+    return next((count for count, line in enumerate(lines) if line.strip()), len(lines))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 RECORDS = Path(__file__).resolve().parents[1]
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
-STAGES = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
+STAGE_KINDS = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
 COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
     "cooldown_frac": 0.7,
     "cooldown_steps": None,
@@ -117,7 +117,7 @@ class Recipe:
 
 def step_name(table: dict) -> str:
     """ "aurora", or "aurora(precondition=soap)" where the table exchanges stages."""
-    stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGES if kind in table)
+    stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGE_KINDS if kind in table)
     return f"{table['step']}({stages})" if stages else table["step"]
 
 
@@ -296,12 +296,12 @@ def hyperparameters(
     if not isinstance(step, str) or step not in steps:
         near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
         raise RecipeError(f"{where} says step = {step!r}; nearest: '{near[0]}'. Known: {', '.join(steps)}.")
-    stages = {kind: said[kind] for kind in STAGES if kind in said}
+    stages = {kind: said[kind] for kind in STAGE_KINDS if kind in said}
     try:
         known = steps[step].row.exchanged(stages).hyperparameters
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from None
-    check_keys(f"{where} with step '{step}'", table, ["step", *STAGES, *known])
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGE_KINDS, *known])
     for name in inherited or ():
         if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
             raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")
