@@ -1,8 +1,8 @@
 """Train a GPT until a validation loss is reached, in as few steps as possible.
 
-Read top to bottom: tracks, data, architecture, recipe and schedule, checkpoints, the loop, the command line.
-Fixed by the benchmark's rules: the track, the data order, the architecture, the validation. Free: the recipe,
-that is the optimizer, its hyperparameters and schedules, and the initialisation.
+Read top to bottom: data, architecture, recipe and schedule, checkpoints, the loop, the command line.
+Fixed by the benchmark's rules: the track (`records/<track>/track.toml`), the data order, the architecture,
+the validation. Free: the recipe, that is the optimizer, its hyperparameters, schedules and initialisation.
 
 `./run.sh` starts this file, one process per GPU. Importing it defines things and runs nothing.
 """
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
 
@@ -45,61 +45,13 @@ from records.run.recipe import (
     read_recipe,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
+from records.run.track import Track, TrackError, read_track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parent
 
 
 class RunError(ValueError):
     """The run cannot start or go on. The message is for the user: expected, found, what to do."""
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Tracks: what is the same for every entry
-
-
-@dataclass(frozen=True)
-class Track:
-    """A benchmark: data, model, batch and target. Losses are in nats per token."""
-
-    dataset: str  # folder below data/
-    fetch: str  # module that makes or downloads it
-    shards: int  # training shards it makes or downloads at most
-    shard_tokens: int
-    token_limit: int  # every token is below
-    vocab_size: int  # of the model, padded
-    num_layers: int
-    model_dim: int
-    head_dim: int
-    context: int  # tokens of a row
-    batch_tokens: int
-    val_tokens: int
-    val_every: int  # steps
-    late_val_every: int  # steps, in the last tenth of the run
-    gpu_dtype: str  # activations and embedding on a GPU; on a CPU all is float32
-    target: float  # validation loss to reach
-    sigma: float  # standard deviation of the final validation loss over seeds
-    recipe: str  # the default
-    aux: dict  # AdamW of embedding, head and 1-D parameters, where the recipe says nothing
-
-
-TRACKS = {
-    "fineweb": Track(
-        dataset="fineweb10B", fetch="data.fineweb", shards=103, shard_tokens=100000000, token_limit=50257,
-        vocab_size=50304, num_layers=12, model_dim=768, head_dim=128, context=1024,
-        batch_tokens=524288, val_tokens=10485760, val_every=125, late_val_every=25,
-        gpu_dtype="bfloat16", target=3.28, sigma=0.0013, recipe="17_aurora_contra_floor",
-        aux={"embed_lr": 0.3, "head_lr": 0.003125, "scalar_lr": 0.01,
-             "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
-    ),
-    "nano": Track(
-        dataset="nano", fetch="data.nano", shards=1, shard_tokens=16063360, token_limit=256,
-        vocab_size=256, num_layers=4, model_dim=64, head_dim=32, context=128,
-        batch_tokens=2048, val_tokens=65536, val_every=25, late_val_every=5,
-        gpu_dtype="float32", target=1.39, sigma=0.0097, recipe="aurora_contra_floor",
-        aux={"embed_lr": 0.8, "head_lr": 0.033, "scalar_lr": 0.011,
-             "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
-    ),
-}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -156,11 +108,12 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
 
     Raises RunError or ShardError where something is missing, damaged or too short for the run.
     """
-    track, shards = TRACKS[recipe.track], {}
+    track, shards = recipe.track, {}
     for split in ("train", "val"):
         folder = data / track.dataset
         if not (files := list_shards(folder, split)):
-            raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
+            told = f"run `python -m {track.fetch}`" if track.fetch else "put them there, or name --data DIR"
+            raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: {told}.")
         shards[split] = [read_shard(file) for file in files]
     val = shards["val"][0]
     if len(val) <= track.val_tokens:
@@ -226,19 +179,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
-        self.fc, self.proj = Linear(dim, 4 * dim), Linear(4 * dim, dim)
+        self.fc, self.proj = Linear(dim, ratio * dim), Linear(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(F.relu(self.fc(x)).square())
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, head_dim: int) -> None:
+    def __init__(self, dim: int, head_dim: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1, self.attn = RMSNorm(dim), Attention(dim, head_dim)
-        self.norm2, self.mlp = RMSNorm(dim), MLP(dim)
+        self.norm2, self.mlp = RMSNorm(dim), MLP(dim, mlp_ratio)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin)
@@ -299,12 +252,13 @@ class GPT(nn.Module):
     """Decoder of the benchmark: pre-norm blocks, half-truncated rotary, relu^2, untied head."""
 
     def __init__(
-        self, vocab_size: int, num_layers: int, model_dim: int, head_dim: int = 128, context: int = 1024
-    ) -> None:
+        self, vocab_size: int, num_layers: int, model_dim: int,
+        head_dim: int = 128, context: int = 1024, mlp_ratio: int = 4,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embed = nn.Embedding(vocab_size, model_dim)
         self.norm1 = RMSNorm(model_dim)
-        self.blocks = nn.ModuleList(Block(model_dim, head_dim) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(model_dim, head_dim, mlp_ratio) for _ in range(num_layers))
         self.norm2 = RMSNorm(model_dim)
         self.proj = Linear(model_dim, vocab_size)
         self.register_buffer("angles", rotary_angles(context, head_dim), persistent=False)
@@ -360,9 +314,15 @@ def validate(model: GPT, shard: np.ndarray, track: Track, micro_batch: int, worl
 # Recipe, optimizers and schedule: what an entry chooses
 
 
-def load_recipe(source: str | Path, changes: Iterable[str] = (), track: str | None = None) -> Recipe:
-    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError)."""
-    return read_recipe(source, TRACKS, STEPS, changes, track)
+def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | None = None) -> Recipe:
+    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError).
+
+    track: the one it is for if it names none; a track that is not shipped takes the recipes of all.
+    """
+    tracks = shipped_tracks()
+    if track and track.name not in tracks:
+        tracks, changes = tracks | {track.name: track}, [*changes, f'track="{track.name}"']
+    return read_recipe(source, tracks, STEPS, changes, track and track.name)
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -528,8 +488,9 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
     """The track's model, initialised; on a GPU the embedding has the track's dtype. Blocks and loss are
     compiled or stay eager: a single nano run on a CPU saves no more time than compiling takes (README).
     """
-    track = TRACKS[recipe.track]
-    model = GPT(track.vocab_size, track.num_layers, track.model_dim, track.head_dim, track.context)
+    track = recipe.track
+    shape = (track.num_layers, track.model_dim, track.head_dim, track.context, track.mlp_ratio)
+    model = GPT(track.vocab_size, *shape)
     initialise(model, recipe.init, seed)
     model.to(device)
     if device.type == "cuda":
@@ -544,7 +505,9 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
 
 def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
     """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB)."""
-    rows = track.batch_tokens // track.context // world.size
+    rows, rest = divmod(track.batch_tokens, track.context * world.size)
+    if rest:
+        raise RunError(f"{world.size} processes do not divide {track.batch_tokens // track.context} rows.")
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
     memory = torch.cuda.mem_get_info(world.device)[1] if world.device.type == "cuda" else 2**30
@@ -554,7 +517,7 @@ def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
 
 def validates(step: int, recipe: Recipe) -> bool:
     """Whether the track validates before update `step` (or after the last)."""
-    track, late = TRACKS[recipe.track], step >= 0.9 * recipe.train_steps
+    track, late = recipe.track, step >= 0.9 * recipe.train_steps
     every = track.late_val_every if late else track.val_every
     return step % every == 0 or step % track.val_every == 0 or step == recipe.train_steps
 
@@ -576,7 +539,7 @@ def forward_backward(net: nn.Module, batch: tuple[Tensor, ...], micro_batch: int
 
 def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: Path | None) -> Progress:
     """The screen, and tensorboard if asked. A token costs 6 FLOPs a weight, and those of causal attention."""
-    track, writer = TRACKS[recipe.track], None
+    track, writer = recipe.track, None
     if board and world.rank == 0:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -596,7 +559,7 @@ def train(
 
     A signal ends it (SystemExit), a loss or gradient that is not finite too (RunError), with a checkpoint.
     """
-    track, (shards, blocks, val_shard) = TRACKS[recipe.track], open_data(args.data, recipe)
+    track, (shards, blocks, val_shard) = recipe.track, open_data(args.data, recipe)
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
@@ -613,7 +576,8 @@ def train(
 
     def checkpoint(step: int) -> Path | None:
         saved = {"run": run, "step": step, "seconds": clock.seconds, "curve": curve, "recipe": recipe.toml(),
-                 "seeds": args.seeds, "log": log.path.name, "model": model.state_dict(),
+                 "track": asdict(track), "seeds": args.seeds, "log": log.path.name,
+                 "model": model.state_dict(),
                  "optimizers": [optimizer.state_dict() for optimizer in optimizers]}  # fmt: skip
         return save_checkpoint(log.path.with_suffix(".checkpoints"), saved) if world.rank == 0 else None
 
@@ -693,7 +657,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The options of ./run.sh that reach the trainer: what to run, and how."""
     parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
     add = parser.add_argument
-    add("--track", choices=TRACKS, help="default: fineweb with a GPU, nano without")
+    add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
     add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
     add("--recipes", action="store_true", help="list the recipes and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
@@ -705,10 +669,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def print_plan(recipe: Recipe, data: Path) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
-    track, fetch = TRACKS[recipe.track], []
+    track, fetch = recipe.track, []
     try:
         open_data(data, recipe)
     except (RunError, ShardError):
+        if not track.fetch:
+            raise
         shards = math.ceil(recipe.train_steps / ((track.shard_tokens - 2) // track.batch_tokens))
         if shards > track.shards:
             raise RunError(f"{recipe.train_steps} steps need {shards} shards of {track.shards}") from None
@@ -719,13 +685,16 @@ def print_plan(recipe: Recipe, data: Path) -> None:
 def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     """The recipe of the command line; where that names none, the checkpoint's, if there is one."""
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
+    track = Track(**checkpoint["track"]) if checkpoint else None
+    if args.track or not track:
+        track = read_track(args.track or ("fineweb" if torch.cuda.is_available() else "nano"))
     if checkpoint and not (args.recipe or changes):
-        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", TRACKS, STEPS)
+        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", {track.name: track}, STEPS)
     else:
-        track = args.track or ("fineweb" if torch.cuda.is_available() else "nano")
-        recipe = load_recipe(args.recipe or TRACKS[track].recipe, changes, track)
-    if args.track not in (None, recipe.track):
-        raise RunError(f"recipe {recipe.name} is of track {recipe.track}; leave out --track {args.track}.")
+        recipe = load_recipe(args.recipe or track.recipe, changes, track)
+    if args.track and recipe.track != track:
+        told = f"is of track {recipe.track.name}; leave out --track {args.track}"
+        raise RunError(f"recipe {recipe.name} {told}.")
     return recipe
 
 
@@ -733,20 +702,22 @@ def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
     """The script that repeats the run: what it uses of this project, its recipe and track as values."""
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     asked += ["--compile"] if args.compile else []
-    values = {"RECIPE": literal(recipe), "TRACKS": literal({recipe.track: TRACKS[recipe.track]})}
     rows = [named_step(name).row for name in recipe.step_names()]
     methods = {row.name.partition("(")[0] for row in rows}
     stages = {stage.function.__name__ for row in rows for stage in row.stages}
-    return flatten(ROOT, sorted(methods | stages), values, ["--seeds", args.seeds or "0", *asked])
+    arguments = ["--seeds", args.seeds or "0", *asked]
+    return flatten(ROOT, sorted(methods | stages), {"RECIPE": literal(recipe)}, arguments)
 
 
 def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict) -> None:
     """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
-    if checkpoint and (checkpoint["recipe"], checkpoint["seeds"]) != (recipe.toml(), args.seeds):
-        differs = recipe.differences(checkpoint["recipe"]) or f"- seeds {checkpoint['seeds']}; + {args.seeds}"
+    now = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
+    if other := [key for key in now if checkpoint and now[key] != checkpoint[key]]:
+        differs = "; ".join(f"- {key} {checkpoint[key]}; + {now[key]}" for key in other if key != "recipe")
+        differs = recipe.differences(checkpoint["recipe"]) or differs
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
-    seeds, track = parse_seeds(args.seeds), TRACKS[recipe.track]
+    seeds, track = parse_seeds(args.seeds), recipe.track
     open_data(args.data, recipe)  # before anything is written
     world = join_world()
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
@@ -758,9 +729,9 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict)
     if not args.resume:
         versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
-                 "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
+                 "track": track.name, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                  "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
-                 "compiled": args.compile}  # fmt: skip
+                 "compiled": args.compile, "threads": torch.get_num_threads()}  # fmt: skip
         log.head(script, versions, facts, recipe.toml())
     if world.rank == 0:
         print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)
@@ -775,7 +746,7 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     """What a user can mend is told by rank 0, without a traceback, and ends the process."""
     try:
         yield
-    except (RunError, RecipeError, ShardError, LogError) as error:
+    except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
         sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except torch.OutOfMemoryError:
         sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
@@ -796,7 +767,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     with errors_in_one_line(args):
         if args.recipes:
-            return print("\n".join(list_recipes(TRACKS, STEPS)))
+            return print("\n".join(list_recipes(shipped_tracks(), STEPS)))
         checkpoint = newest_checkpoint(args.out) if args.resume else {}
         recipe = choose_recipe(args, checkpoint)
         if args.plan:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from records.judge.tracks import Track, read_tracks
 from records.run.flatten import flatten, literal
 from records.run.recipe import TABLES, Recipe, toml_lines
-from train_gpt import TRACKS
+from records.run.track import Track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parents[1]
-NANO = read_tracks()["nano"]
+NANO = shipped_tracks()["nano"]
 RECIPE = {
     "description": "made up",
     "name": "muon",
@@ -37,9 +36,9 @@ def script(toml: str, *arguments: str) -> str:
     chosen = tomllib.loads(toml)
     tables = {key: chosen.pop(key, {}) for key in TABLES}
     own = {key: chosen.pop(key) for key in ("name", "track", "train_steps")}
-    recipe = Recipe(**own, **tables, facts=chosen)
-    track = TRACKS.get(recipe.track, TRACKS["nano"])
-    values = {"RECIPE": literal(recipe), "TRACKS": literal({recipe.track: track})}
+    track = shipped_tracks().get(own["track"], NANO)
+    recipe = Recipe(**own | tables | {"track": track}, facts=chosen)
+    values = {"RECIPE": literal(recipe)}
     return flatten(ROOT, ["muon"], values, list(arguments)).rstrip("\n")
 
 

@@ -1,6 +1,7 @@
 """A run as one script."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import train_gpt
 from optimizers import STEPS
 from records.judge.script_rules import foreign_imports
 from records.run.flatten import check_script, defined, flatten, source
+from records.run.track import read_track
 from train_gpt import load_recipe, parse_arguments, script_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +31,7 @@ def project(folder: Path, trainer: str, modules: dict[str, str] | None = None) -
 
 def nano_script(recipe: str, *options: str) -> str:
     args = parse_arguments(["--track", "nano", "--recipe", recipe, *options])
-    return script_of(load_recipe(recipe, (), "nano"), args)
+    return script_of(load_recipe(recipe, (), read_track("nano")), args)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -47,7 +49,7 @@ def test_a_script_defines_what_it_uses_and_imports_nothing_else(recipe: str, tmp
 
 
 def test_all_step_functions_fit_into_one_script() -> None:
-    values = {name: name for name in ("RECIPE", "TRACKS")}
+    values = {"RECIPE": "RECIPE"}
     script = source(ROOT, ["replay", *STEPS], values)
     assert set(STEPS) <= defined(script)
     check_script(script)
@@ -63,10 +65,8 @@ def test_neither_readers_nor_other_methods_are_in_a_script() -> None:
 def test_the_recipe_and_the_track_are_values(nano_data: Path) -> None:
     space: dict = {"Recipe": train_gpt.Recipe, "Track": train_gpt.Track}
     end = ast.parse(nano_script("ema_nesterov").partition("# The run\n")[2])
-    for node in end.body[:2]:
-        exec(ast.unparse(node), space)  # noqa: S102 (made here)
-    assert space["RECIPE"] == load_recipe("ema_nesterov", (), "nano")
-    assert space["TRACKS"] == {"nano": train_gpt.TRACKS["nano"]}
+    exec(ast.unparse(end.body[0]), space)  # noqa: S102 (made here)
+    assert space["RECIPE"] == load_recipe("ema_nesterov", (), read_track("nano"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -202,6 +202,60 @@ def test_a_value_stands_for_its_reader(tmp_path: Path) -> None:
     assert "\nTRACKS = {'nano': 2}\n" in script
 
 
+CHECKED = """
+    class Range:
+        \"\"\"From low to high.\"\"\"
+
+        def __init__(self, high):
+            self.high = high
+
+        # What a value must be.
+        @property
+        def expected(self):
+            return f"below {self.high}"
+
+        def check(self, value):
+            if not value < self.high:
+                raise ValueError(self.expected)
+
+        def doubled(self):
+            return Range(2 * self.high)
+
+
+    def check_all(values):
+        for value in values:
+            Range(1).check(value)
+
+
+    def step(values, verbose):
+        check_all(values)
+        if verbose:
+            for value in values:
+                Range(3).check(value)
+        checked = check_all(values)
+        return Range(2).doubled(), checked
+
+
+    def nothing(values):
+        check_all(values)
+"""
+
+
+def test_what_the_optimizers_only_check_is_left_out(tmp_path: Path) -> None:
+    trainer = "from optimizers.made import nothing, step"
+    script = source(project(tmp_path, trainer, {"optimizers/made.py": CHECKED}), ["step", "nothing"])
+    assert "def step(values, verbose):\n    checked = check_all(values)\n" in script
+    assert "def nothing(values):\n    pass" in script
+    assert "def check_all(values):\n    pass\n" in script
+    assert not re.search(r"expected|What a value|def check\(", script)
+    assert script.index("__init__") < script.index("def doubled")
+
+
+def test_what_the_trainer_checks_stays(tmp_path: Path) -> None:
+    whole = dedent(CHECKED).strip()
+    assert source(project(tmp_path, CHECKED), ["step", "nothing"]).endswith(whole)
+
+
 # --------------------------------------------------------------------------------------------------
 # How it reads
 
@@ -245,7 +299,7 @@ def test_comments_headings_and_blank_lines_stay_as_written(tmp_path: Path) -> No
     banner = "# " + "-" * 98
     assert source(project(tmp_path, WRITTEN), ["f"]) == (
         f"import math\nfrom collections.abc import Iterable\n\n\n{banner}\n# train_gpt.py\n\n"
-        '"""What this module is for."""\n\n# ----\n# First part\n\nB = 2  # of the second\n\n\n'
+        "# ----\n# First part\n\nB = 2  # of the second\n\n\n"
         "# What f is for,\n# in two lines.\ndef f() -> Iterable:\n    return math.pi + B"
     )
 

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from records import RecordError
@@ -67,7 +68,7 @@ class Run:
     other_losses: tuple[str, ...] = ()  # names of further loss columns, e.g. ema_val_loss
     problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def curve(self) -> dict[int, float]:
         """Step -> validation loss."""
         return {validation.step: validation.val_loss for validation in self.validations}

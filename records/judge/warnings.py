@@ -3,11 +3,19 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from records.judge.logs import Entry, Log, Run
 
 NAMES = 6  # files named in one warning; the others are counted
+CONDITIONS = (
+    "world_size",
+    "threads",
+    "compiled",
+    "micro_batch",
+    "batch_tokens",
+)  # facts, beside device and version
 _SETTING = re.compile(r"Using (\w+)=(.*)")  # published logs state their settings so
 # The line that may differ between the scripts of one entry: it says which seeds were run.
 _ARGUMENTS = re.compile(r"^ARGUMENTS = .*\n?", re.MULTILINE)
@@ -29,6 +37,19 @@ def settings(log: Log) -> dict[str, object]:
     """The effective recipe with dotted keys, or what `Using key=value` facts say; never the seed."""
     stated = dict(match.groups() for fact in log.facts if (match := _SETTING.fullmatch(fact)))
     return _dotted(log.recipe) or {key: value for key, value in stated.items() if key != "seed"}
+
+
+def conditions(entry: Entry) -> dict[str, tuple[str, ...]]:
+    """What the logs state of how they were run, beside recipe and seed: fact -> its values, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for log in _logs(entry):
+        facts = {key: value for key, _, value in (f.partition(": ") for f in _before_recipe(log.facts))}
+        version = next((fact for fact in log.facts if fact.startswith("PyTorch ")), None)
+        stated = {"device": log.device, "version": version} | {key: facts.get(key) for key in CONDITIONS}
+        for key, value in stated.items():
+            if value is not None:
+                found.setdefault(key, {})[value] = None
+    return {key: tuple(sorted(values)) for key, values in found.items()}
 
 
 def different_scripts(entry: Entry) -> Iterator[str]:
@@ -153,13 +174,15 @@ DOUBTS: tuple[Callable[[Entry], Iterator[str]], ...] = (
 
 def planned_seeds(log: Log) -> set[int]:
     """The seeds of the fact `seeds: 0-4` or `seeds: 0,3`; empty where there is none."""
-    for fact in log.facts:
-        if fact == "effective recipe:":
-            break
+    for fact in _before_recipe(log.facts):
         if match := re.fullmatch(r"seeds: *(\d{1,9}(?:-\d{1,9})?(?:, ?\d{1,9}(?:-\d{1,9})?)*)", fact):
             parts = [[int(n) for n in part.split("-")] for part in match[1].split(",")]
             return {seed for part in parts for seed in range(part[0], min(part[-1], part[0] + 10_000) + 1)}
     return set()
+
+
+def _before_recipe(facts: Sequence[str]) -> Iterator[str]:
+    return takewhile(lambda fact: fact != "effective recipe:", facts)
 
 
 def _logs(entry: Entry) -> list[Log]:

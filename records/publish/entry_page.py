@@ -13,10 +13,11 @@ from records import RecordError
 from records.judge.logs import Entry, read_entry
 from records.judge.script_rules import plain_arguments
 from records.judge.statistics import Summary, summarize_entry, threshold
-from records.judge.tracks import Track
+from records.judge.tracks import track_name
 from records.publish.pages import FIGURE, Page, escape, fenced, table
 from records.publish.pictures import Curve, curves_picture
 from records.publish.recipe_table import flat, side_by_side
+from records.run.track import Track
 
 # Of an entry: no path, no markup, the same on every disk.
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
@@ -51,9 +52,11 @@ class Standing:
 
 
 def read_standing(folder: Path, track: Track) -> Standing:
-    """Read the entry in `folder`. Raises EntryError for its recipe, LogError for its logs."""
+    """Read the entry in `folder`. Raises EntryError for its recipe or track, LogError for its logs."""
     text, recipe = read_toml(folder / "recipe.toml")
     entry = read_entry(folder)
+    if (found := track_name(entry)) != track.name:
+        raise EntryError(f"{folder}: expected logs of track {track.name}, found {found}; move the entry")
     dates = [log.date for log in entry.logs if log.date]
     summary = summarize_entry(entry, track.target, track.sigma)
     return Standing(folder.name, folder, text, recipe, entry, summary, max(dates, default=None))

@@ -3,8 +3,12 @@
 A piece is a top-level statement with the comment directly above it. It is reached where it defines a name
 that a reached piece looks up, be it in its body, its decorators, its defaults or its annotations. So a
 registry that decorators fill holds what was reached. The pieces stand in the order of their modules, a module
-behind those it imports from, without imports of this project. Hence two rules: top-level names differ over
-all modules of a script, and modules import by name (`from a.b import c`).
+behind those it imports from, without imports of this project and without the modules' docstrings. Two rules
+follow: top-level names differ over all modules of a script; modules import by name (`from a.b import c`).
+
+The optimizers check what a recipe says, and the run has passed that: their statements that only check are
+left out, and of their classes without bases the methods that no code of the script names. A third rule: a
+function of theirs that is named check or check_... only raises.
 """
 
 import ast
@@ -14,6 +18,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from pprint import pformat
 from textwrap import indent
@@ -30,11 +35,18 @@ Import = ast.Import | ast.ImportFrom
 class Piece:
     """A top-level statement, or a comment that stands by itself: the heading of what follows."""
 
-    code: str  # as written, without imports of this project
+    lines: tuple[tuple[int, str], ...]  # (number, text) as written, less what is left out
     blank: int  # lines above it
+    methods: tuple[tuple[str, int, int], ...] = ()  # that may be left out: name, first line, line behind it
     defines: frozenset[str] = frozenset()
     always: bool = False  # it does more than define names: kept where anything of its module is
     heading: bool = False
+
+    def code(self, attributes: Collection[str]) -> str:
+        """Its text; of the methods that may be left out, those that are among the attributes."""
+        unnamed = (method for method in self.methods if method[0] not in attributes)
+        out = {number for _, first, end in unnamed for number in range(first, end)}
+        return "\n".join(line for number, line in self.lines if number not in out)
 
 
 @dataclass
@@ -43,10 +55,9 @@ class Module:
 
     path: str  # below the project's folder
     pieces: list[Piece] = field(default_factory=list)
-    project: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> module of this project it is imported from
-    foreign: dict[str, set[str]] = field(default_factory=dict)  # other imported name -> its import statements
+    # Imported names: of this project, with their module; others, with their import statements.
+    project: dict[str, str] = field(default_factory=dict)
+    foreign: dict[str, set[str]] = field(default_factory=dict)
     needs: list[str] = field(default_factory=list)  # modules imported at the top
     asks: list[str] = field(default_factory=list)  # modules imported inside functions, or for types only
 
@@ -79,8 +90,30 @@ def source(root: Path, roots: Iterable[str], given: Collection[str] = (), import
     Names in `given` are not followed. Raises ValueError for a root that not exactly one module defines.
     """
     modules = read_modules(root)
+    starts = [(home(modules, name), name) for name in roots]
+    attributes: set[str] = set()
+    while True:  # until the kept code names no further method
+        kept, used = reach(modules, starts, given, attributes)
+        codes = (piece.code(attributes) for pieces in kept.values() for piece in pieces)
+        named = set().union(*map(attributes_named, codes))
+        if named <= attributes:
+            break
+        attributes |= named
+    texts = {name: as_written(module.pieces, kept[name], attributes) for name, module in modules.items()}
+    banners = [f"{RULE}\n# {modules[name].path}\n\n{code}" for name, code in texts.items() if code]
+    return "\n\n\n".join(part for part in (import_block({*used, *imports}), *banners) if part)
+
+
+def reach(
+    modules: dict[str, Module],
+    starts: Iterable[tuple[str, str]],
+    given: Collection[str],
+    attributes: set[str],
+) -> tuple[dict[str, set[Piece]], set[str]]:
+    """The pieces by module that (module, name) pairs reach, and the import statements they need."""
     kept: dict[str, set[Piece]] = {name: set() for name in modules}
-    used, todo = set(imports), [(home(modules, name), name) for name in roots]
+    used: set[str] = set()
+    todo = list(starts)
     while todo:
         origin, name = where, _ = todo.pop()
         while name in modules[where].project:
@@ -94,11 +127,10 @@ def source(root: Path, roots: Iterable[str], given: Collection[str] = (), import
         used |= module.foreign.get(name, set())
         if found:
             found |= {piece for piece in module.pieces if piece.always}
-        todo += [(where, other) for piece in found - kept[where] for other in names_looked_up(piece.code)]
+        for piece in found - kept[where]:
+            todo += [(where, other) for other in names_looked_up(piece.code(attributes))]
         kept[where] |= found
-    sections = [(module.path, as_written(module.pieces, kept[name])) for name, module in modules.items()]
-    banners = [f"{RULE}\n# {path}\n\n{code}" for path, code in sections if code]
-    return "\n\n\n".join(part for part in (import_block(used), *banners) if part)
+    return kept, used
 
 
 def home(modules: dict[str, Module], name: str) -> str:
@@ -109,7 +141,8 @@ def home(modules: dict[str, Module], name: str) -> str:
     return homes[0]
 
 
-def names_looked_up(code: str) -> set[str]:
+@cache
+def names_looked_up(code: str) -> frozenset[str]:
     """The names that code looks up at the top level of its module: neither its locals nor its parameters."""
 
     def within(table: symtable.SymbolTable) -> Iterator[str]:
@@ -118,7 +151,7 @@ def names_looked_up(code: str) -> set[str]:
         for inner in table.get_children():
             yield from within(inner)
 
-    names = set(within(symtable.symtable(code, "code", "exec")))
+    names = frozenset(within(symtable.symtable(code, "code", "exec")))
     return names.union(*map(names_looked_up, quoted_annotations(code)))
 
 
@@ -132,16 +165,24 @@ def quoted_annotations(code: str) -> Iterator[str]:
                         yield ast.unparse(ast.parse(part.value))
 
 
-def as_written(pieces: list[Piece], kept: set[Piece]) -> str:
+@cache
+def attributes_named(code: str) -> frozenset[str]:
+    """The attributes that code names, be it in a string as getattr takes it."""
+    nodes = list(ast.walk(ast.parse(code)))
+    words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return frozenset(words.union(node.attr for node in nodes if isinstance(node, ast.Attribute)))
+
+
+def as_written(pieces: list[Piece], kept: set[Piece], attributes: set[str]) -> str:
     """The kept pieces under their headings, with the blank lines as they were; empty where none is kept."""
     lines: list[str] = []
     heading, blank = "", 0
     for piece in pieces:
         blank = max(blank, piece.blank)
         if piece.heading:
-            heading, blank = "\n" * blank + piece.code + "\n", 0
+            heading, blank = "\n" * blank + piece.code(()) + "\n", 0
         elif piece in kept:
-            lines.append(heading + "\n" * blank + piece.code)
+            lines.append(heading + "\n" * blank + piece.code(attributes))
             heading, blank = "", 0
     return "\n".join(lines).strip("\n")
 
@@ -211,22 +252,41 @@ def read_modules(root: Path, start: str = "train_gpt") -> dict[str, Module]:
 def read_module(root: Path, name: str) -> Module:
     """Raises ValueError where it imports from this project other than by `from a.b import c`."""
     file = module_file(root, name)
-    module, end = Module(file.relative_to(root).as_posix()), 0
-    lines = (code := file.read_text(encoding="utf-8") + "\n").split("\n")
+    module, checks, end = Module(file.relative_to(root).as_posix()), name.startswith("optimizers"), 0
+    code = file.read_text(encoding="utf-8") + "\n"
+    lines, left = code.split("\n"), dict(enumerate(code.split("\n")))
     for node in ast.parse(code).body:
         note_imports(root, module, node)
-        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
-        while first > end and lines[first - 1].startswith("#"):
-            first -= 1
+        first = first_line(node, lines, end)
         above, begin, end = lines[end:first], first, node.end_lineno or first
-        if isinstance(node, Import) or is_for_types(node) or is_command_line(node):
+        if isinstance(node, Import) or is_docstring(node) or is_for_types(node) or is_command_line(node):
             continue
         if heading := "\n".join(above).strip("\n"):
-            module.pieces.append(Piece(heading, leading_blanks(above), heading=True))
-        written = without_project_imports(node, lines)[begin:end]
-        code = "\n".join(line for line in written if line is not None)
-        module.pieces.append(Piece(code, leading_blanks(above[::-1]), defined(code), acts(node)))
+            module.pieces.append(Piece(((0, heading),), leading_blanks(above), heading=True))
+        leave_out(node, left, lines, checks)
+        kept = tuple((number, left[number]) for number in range(begin, end) if number in left)
+        names = defined("\n".join(line for _, line in kept))
+        blank = leading_blanks(above[::-1])
+        optional = tuple(methods(node, lines)) if checks else ()
+        module.pieces.append(Piece(kept, blank, optional, names, acts(node)))
     return module
+
+
+def first_line(node: ast.stmt, lines: list[str], end: int) -> int:
+    """Where a statement begins, with its decorators and the comment directly above, not before line `end`."""
+    first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
+    while first > end and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return first
+
+
+def methods(node: ast.stmt, lines: list[str]) -> Iterator[tuple[str, int, int]]:
+    """(name, first line, line behind it) of the methods of a class without bases, but for __those__."""
+    if isinstance(node, ast.ClassDef) and not node.bases and not node.keywords:
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef) and not part.name.startswith("__"):
+                first = first_line(part, lines, 0)
+                yield part.name, first - (not lines[first - 1].strip()), part.end_lineno or first
 
 
 def module_file(root: Path, name: str) -> Path:
@@ -276,19 +336,35 @@ def is_command_line(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-def without_project_imports(statement: ast.stmt, lines: list[str]) -> list[str | None]:
-    """The module's lines, None in place of an import of this project inside the statement."""
-    left: list[str | None] = [*lines]
-    for node in ast.walk(statement):
-        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
-            imports = [part for part in block if of_project(part)] if isinstance(block, list) else []
-            for part in imports:
-                end = part.end_lineno or part.lineno
-                end += not lines[end].strip()  # the blank line under it
-                left[part.lineno - 1 : end] = [None] * (end - part.lineno + 1)
-            if imports and len(imports) == len(block):
-                left[imports[0].lineno - 1] = " " * imports[0].col_offset + "pass"
-    return left
+def leave_out(statement: ast.stmt, left: dict[int, str], lines: list[str], checks: bool) -> None:
+    """Take imports of this project out of the lines that are `left` of a statement; with `checks`, also what
+    `only_checks`. A block that has nothing else keeps a `pass`.
+    """
+    parts = [statement, *getattr(statement, "handlers", []), *getattr(statement, "cases", [])]
+    for block in (getattr(part, name, []) for part in parts for name in ("body", "orelse", "finalbody")):
+        out = [one for one in block if of_project(one) or (checks and only_checks(one))]
+        for one in out:
+            end = one.end_lineno or one.lineno
+            end += one is block[0] and not lines[end].strip()  # and the blank line under the first
+            for number in range(first_line(one, lines, 0), end):
+                left.pop(number, None)
+        if out and len(out) == len(block):
+            left[out[0].lineno - 1] = " " * out[0].col_offset + "pass"
+        for one in (one for one in block if one not in out):
+            leave_out(one, left, lines, checks)
+
+
+def only_checks(node: ast.stmt) -> bool:
+    """Whether a statement does nothing but call functions named check or check_..., which only raise."""
+    if isinstance(node, ast.For | ast.If) and not node.orelse:
+        return all(only_checks(one) for one in node.body)
+    called = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+    name = getattr(called, "attr", getattr(called, "id", ""))
+    return name == "check" or name.startswith("check_")
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def defined(code: str) -> frozenset[str]:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-RECORDS = Path(__file__).resolve().parents[1]
+from records.run.track import RECORDS, Track
+
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
-STAGE_KINDS = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
+# A recipe may exchange these.
+STAGE_KINDS = ("memory", "precondition", "direction", "normalise", "scale", "land")
 COOLDOWN = {  # of the matrices; AdamW's are the same with aux_ in front, and follow the matrices' where not said
     "cooldown_frac": 0.7,
     "cooldown_steps": None,
@@ -85,7 +87,7 @@ class Recipe:
     """
 
     name: str
-    track: str
+    track: Track
     train_steps: int
     matrix: dict
     aux: dict
@@ -96,7 +98,7 @@ class Recipe:
 
     def toml(self) -> str:
         """The effective recipe: reading it back gives the same recipe."""
-        head = {**self.facts, "name": self.name, "track": self.track, "train_steps": self.train_steps}
+        head = {**self.facts, "name": self.name, "track": self.track.name, "train_steps": self.train_steps}
         tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
         tables |= {"lookahead": self.lookahead}
         return "\n".join(toml_lines(head | tables))
@@ -136,10 +138,15 @@ def toml_lines(table: dict, path: str = "") -> Iterator[str]:
 def recipe_files(folder: Path) -> dict[str, Path]:
     """Name -> file of the shipped recipes and the entries in a track's folder."""
     entries = {file.parent.name: file for file in sorted(folder.glob("*/recipe.toml"))}
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))} | entries
+    return shipped_recipes(folder) | entries
 
 
-def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Method]) -> Iterator[str]:
+def shipped_recipes(folder: Path) -> dict[str, Path]:
+    """Name -> file of the recipes in a track's folder."""
+    return {file.stem: file for file in sorted(folder.glob("*.toml")) if file.name != "track.toml"}
+
+
+def list_recipes(tracks: Mapping[str, Track], steps: Mapping[str, Method]) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
         yield f"{track} (default: {tracks[track].recipe})"
@@ -153,7 +160,7 @@ def list_recipes(tracks: Mapping[str, object], steps: Mapping[str, Method]) -> I
 
 def read_recipe(
     source: str | Path,
-    tracks: Mapping[str, object],
+    tracks: Mapping[str, Track],
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
@@ -177,7 +184,7 @@ def read_recipe(
 def parse_recipe(
     text: str,
     name: str,
-    tracks: Mapping[str, object],
+    tracks: Mapping[str, Track],
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
@@ -217,7 +224,8 @@ def parse_recipe(
     lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
     facts = {key: table[key] for key in FACTS if key in table}
     name = table.get("name", name)
-    return Recipe(name, track, train_steps, effective, default | aux, schedule, init, lookahead, facts)
+    tables = (effective, default | aux, schedule, init, lookahead, facts)
+    return Recipe(name, tracks[track], train_steps, *tables)
 
 
 def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:

@@ -14,15 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for log_text and
 from log_text import log_text, step_line  # noqa: E402
 from made_logs import RECIPE, ROOT, losses, script  # noqa: E402
 
-from records.judge.tracks import read_tracks  # noqa: E402
 from records.run.recipe import toml_lines  # noqa: E402
+from records.run.track import shipped_tracks  # noqa: E402
 
 STEPS, ENTRIES, RUNS = 3275, 40, 10
 
 
 def main() -> None:
     head = script("\n".join(toml_lines(RECIPE)), "--seeds", "0")
-    curve = losses(STEPS, track=read_tracks()["fineweb"])
+    curve = losses(STEPS, track=shipped_tracks()["fineweb"])
     with tempfile.TemporaryDirectory() as name:
         for entry in range(ENTRIES):
             for seed in range(RUNS):

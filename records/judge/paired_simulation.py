@@ -1,0 +1,93 @@
+"""python -m records.judge.paired_simulation: how often each rule decides, for differences that are known.
+
+Two methods are run on n seeds. The second takes `effect` steps more: its curve lies `effect` times the fall
+of a step higher. A run has noise of the seed, the same for both methods, and noise of its own; runs also
+fall more or less steeply. The figures are nano's. Prints a Markdown table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from records.judge.paired import ALPHA, FIRST_LOOK, decides, p_value, sequential_level
+from records.judge.statistics import crossings, threshold
+from records.run.track import shipped_tracks
+
+SIMULATIONS = 2000  # a row
+NOISE = 0.0096  # standard deviation of one entry's loss over seeds, nano
+FALL = 0.0006  # of the loss in a step where it meets the target
+STEEPNESS = 0.1  # relative standard deviation of a run's fall
+STEPS = np.arange(300, 451, 5)
+MEETS = 400  # step at which the mean curve of the first method meets the target
+TRACK = shipped_tracks()["nano"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: so many seeds, this correlation of two methods over seeds, this many steps between them."""
+
+    seeds: int
+    correlation: float
+    effect: int
+
+
+def draw(case: Case, chance: np.random.Generator) -> np.ndarray:
+    """Losses of both methods [2, seeds, steps]."""
+    common = chance.standard_normal((1, case.seeds, 1)) * np.sqrt(case.correlation)
+    own = chance.standard_normal((2, case.seeds, 1)) * np.sqrt(1 - case.correlation)
+    fall = FALL * (1 + STEEPNESS * chance.standard_normal((2, case.seeds, 1)))
+    later = np.array([0, case.effect]).reshape(2, 1, 1)
+    return TRACK.target + fall * (MEETS - STEPS) + FALL * later + NOISE * (common + own)
+
+
+def decisions(losses: np.ndarray) -> dict[str, float]:
+    """Which rules decide (1 or 0), and after how many seeds the sequential comparison stops."""
+    first, second = losses[..., STEPS == MEETS][..., 0]
+    a, b = crossings(list(STEPS), losses, TRACK.target)
+    n, by_loss, by_steps = len(first), second - first, b - a
+    left = by_loss.mean() / np.sqrt(2 / n)
+    looks = [k for k in range(FIRST_LOOK, n + 1) if decides(by_loss[:k], n)]
+    return {
+        "pairwise rule": abs(left) >= threshold(TRACK.sigma),
+        "Welch": stats.ttest_ind(first, second, equal_var=False).pvalue < ALPHA,
+        "paired, loss": p_value(by_loss.mean(), by_loss.std(ddof=1), n) < ALPHA,
+        "paired, steps": p_value(by_steps.mean(), by_steps.std(ddof=1), n) < ALPHA,
+        "sequential": bool(looks),
+        "seeds used": min(looks, default=n),
+    }
+
+
+def rows(simulations: int = SIMULATIONS) -> Iterator[tuple[Case, dict[str, float]]]:
+    """Each case with the means of its simulations."""
+    chance = np.random.default_rng(0)
+    for seeds in (6, 12):
+        for correlation in (0.5, 0.0):
+            for effect in (0, 5, 10, 15, 20, 30):
+                case = Case(seeds, correlation, effect)
+                found = [decisions(draw(case, chance)) for _ in range(simulations)]
+                yield case, {rule: float(np.mean([one[rule] for one in found])) for rule in found[0]}
+
+
+def main() -> None:
+    """Print the table."""
+    equals = []
+    for i, (case, means) in enumerate(rows()):
+        equals += [means] if case.effect == 0 else []
+        told = [f"{mean:.1f}" if rule == "seeds used" else f"{mean:.2%}" for rule, mean in means.items()]
+        if i == 0:
+            print("| seeds | correlation | steps apart |", " | ".join(means), "|")
+            print("|" + " ---: |" * (3 + len(means)))
+        print(f"| {case.seeds} | {case.correlation:g} | {case.effect} |", " | ".join(told), "|", flush=True)
+    wrong = {rule: np.mean([means[rule] for means in equals]) for rule in equals[0] if rule != "seeds used"}
+    told = ", ".join(f"{rule} {rate:.2%}" for rule, rate in wrong.items())
+    print(
+        f"\nEquals told apart, in all {len(equals) * SIMULATIONS} simulations without a difference: {told}."
+    )
+    levels = ", ".join(f"{sequential_level(n):.5f} at {n}" for n in (6, 12, 24))
+    print(f"A look of the sequential comparison decides where p is below (by planned seeds) {levels}.")
+
+
+if __name__ == "__main__":
+    main()
