@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from argparse import BooleanOptionalAction
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
+from socket import gethostname
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from data.shards import ShardError, list_shards, read_shard
@@ -34,6 +38,7 @@ from optimizers import STEPS, MatrixOptimizer
 from optimizers.ema_nesterov import EMANesterov
 from optimizers.stage import named_step
 from records.run.flatten import flatten, literal
+from records.run.machine import PEAK_FLOPS, find_compiler, nvidia_driver
 from records.run.recipe import (
     COOLDOWN,
     Recipe,
@@ -47,11 +52,22 @@ from records.run.recipe import (
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 from records.run.track import Track, TrackError, read_track, shipped_tracks
 
+Found = TypeVar("Found")
 ROOT = Path(__file__).resolve().parent
 
 
 class RunError(ValueError):
-    """The run cannot start or go on. The message is for the user: expected, found, what to do."""
+    """The run cannot start or go on. The message is for the user: expected, found, what to do.
+
+    where: " (rank 3, host x)" if all processes end because of one.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+
+
+USER_ERRORS = (RunError, RecipeError, TrackError, ShardError, LogError)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -160,6 +176,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)
 
 
+# The fastest first: a device takes the first that it has.
+ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+             SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # fmt: skip
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -198,6 +219,9 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+LOSS_ROWS = 2**13  # tokens whose logits are in memory at a time
+
+
 def softcapped(logits: Tensor, targets: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
     """Cross entropy, summed over rows, of logits z [rows, vocabulary] softcapped at 15; its gradient by z.
 
@@ -230,15 +254,15 @@ class Differentiated(torch.autograd.Function):
         return None, None, *(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
 
 
-def summed_loss(head: Linear, x: Tensor, targets: Tensor, softcapped: Callable, rows: int = 2**14) -> Tensor:
-    """The head's loss on x [tokens, dim], summed. Only the logits of `rows` tokens are there at a time:
+def summed_loss(head: Linear, x: Tensor, targets: Tensor, softcapped: Callable) -> Tensor:
+    """The head's loss on x [tokens, dim], summed. The logits of LOSS_ROWS tokens are in memory at a time:
     gradients are made beside the loss, and backward needs neither the logits nor their product again.
     """
     differentiate, W, b = torch.is_grad_enabled(), head.weight.to(x.dtype), head.bias.to(x.dtype)
     with torch.no_grad():
         loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
         dx, dW, db = torch.empty_like(x), torch.zeros_like(head.weight), torch.zeros_like(head.bias)
-        for at in (slice(start, start + rows) for start in range(0, len(x), rows)):
+        for at in (slice(start, start + LOSS_ROWS) for start in range(0, len(x), LOSS_ROWS)):
             part, dz = softcapped(F.linear(x[at], W, b), targets[at], differentiate)
             loss += part
             if differentiate:
@@ -271,8 +295,9 @@ class GPT(nn.Module):
         precision = torch.promote_types(x.dtype, torch.float32)
         angles = self.angles[: inputs.size(1), None]
         cos, sin = angles.cos().to(precision), angles.sin().to(precision)
-        for block in self.blocks:
-            x = block(x, cos, sin)
+        with sdpa_kernel(ATTENTION, set_priority=True):
+            for block in self.blocks:
+                x = block(x, cos, sin)
         return summed_loss(self.proj, self.norm2(x).flatten(0, -2), targets.flatten(), self.softcapped)
 
 
@@ -325,7 +350,9 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
     return read_recipe(source, tracks, STEPS, changes, track and track.name)
 
 
-def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, recipe: Recipe, compiled: bool | None = None
+) -> list[torch.optim.Optimizer]:
     """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
     last, over all of them, EMA-Nesterov where the recipe looks ahead.
 
@@ -336,7 +363,8 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     groups = [{"params": params[name], "lr": aux[f"{name}_lr"]} for name in params]
     options = {"betas": tuple(aux["betas"]), "eps": aux["eps"], "weight_decay": aux["weight_decay"]}
     adamw = torch.optim.AdamW(groups, **options, fused=True)
-    matrix = MatrixOptimizer(matrix_groups(model, recipe), step=recipe.matrix["step"], reduce_gradients=False)
+    options = {"step": recipe.matrix["step"], "reduce_gradients": False, "compile": compiled}
+    matrix = MatrixOptimizer(matrix_groups(model, recipe), **options)
     covered = [p for group in adamw.param_groups + matrix.param_groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
     for kind, optimizer in (("aux", adamw), ("matrix", matrix)):
@@ -436,12 +464,16 @@ def newest_checkpoint(out: Path) -> dict:
     raise RunError(f"--resume: no good checkpoint in {out}/*.checkpoints/. --checkpoint-every N makes them.")
 
 
+def read_checkpoint(args: argparse.Namespace, world: "World") -> dict:
+    """The newest checkpoint, if the run is resumed; only the first process needs to have it."""
+    reads = args.resume and world.rank == 0
+    return world.share(world.agreed(lambda: newest_checkpoint(args.out) if reads else {}))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The loop
 
 STOP: list[int] = []  # signals that ask the run to end
-# Dense bf16 FLOP/s, from the makers' data sheets.
-PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 @dataclass(frozen=True)
@@ -466,6 +498,46 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def share(self, found: Found) -> Found:
+        """What the first process has found."""
+        box = [found]
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def agreed(self, find: Callable[[], Found]) -> Found:
+        """What `find` gives here. If it fails in one process, all raise RunError with its error."""
+        found, told = None, None
+        try:
+            found = find()
+        except USER_ERRORS as error:
+            told = str(error), f" (rank {self.rank}, host {gethostname()})" if self.size > 1 else ""
+        everyone = [told]
+        if self.size > 1:
+            dist.all_gather_object(everyone := [None] * self.size, told)
+        for told in filter(None, everyone):
+            raise RunError(*told)
+        return found
+
+
+def has_gpu() -> bool:
+    """Whether torch has a GPU. Raises RunError where the machine has one that torch cannot use."""
+    if not torch.cuda.is_available() and (driver := nvidia_driver()):
+        torch_is = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        raise RunError(f"{torch_is} cannot use the NVIDIA GPU of this machine, driver {driver}. Update it, or "
+                       "install a torch made for it (pytorch.org); --track nano trains on the CPU.")
+    return torch.cuda.is_available()
+
+
+def compiles(args: argparse.Namespace, track: Track) -> bool:
+    """Whether to compile: as asked, else on a GPU. RunError without a compiler, or a GPU that torch can use."""
+    on_gpu = torch.cuda.is_available() if track.name == "nano" else has_gpu()
+    asked = on_gpu if args.compile is None else args.compile
+    if asked and not find_compiler(on_gpu):
+        compiler = "C compiler (gcc, clang or $CC)" if on_gpu else "C++ compiler (g++, clang++ or $CXX)"
+        raise RunError(f"compiling needs a {compiler}, there is none. Install one, or run with --no-compile.")
+    return asked
+
 
 def join_world() -> World:
     """The processes torchrun started, or this one alone without a process group."""
@@ -480,7 +552,8 @@ def join_world() -> World:
     else:  # more threads collapse when other work runs
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if size > 1:
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, device_id=device if cuda else None)
     return World(rank, size, device, torch.cuda.get_device_name() if cuda else processor_name())
 
 
@@ -503,16 +576,54 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
     return model
 
 
-def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
+def choose_micro_batch(track: Track, world: World, asked: int | None, compiled: bool) -> int:
     """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB)."""
     rows, rest = divmod(track.batch_tokens, track.context * world.size)
     if rest:
         raise RunError(f"{world.size} processes do not divide {track.batch_tokens // track.context} rows.")
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
-    memory = torch.cuda.mem_get_info(world.device)[1] if world.device.type == "cuda" else 2**30
-    row = track.context * (8 * track.vocab_size + 70 * track.num_layers * track.model_dim)  # bytes, at most
-    return asked or next((m for m in range(rows, 1, -1) if rows % m == 0 and m * row <= 0.85 * memory), 1)
+    memory, (fixed, token) = 2**30, memory_needed(track, compiled)
+    if world.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(world.device)
+        memory = min(0.85 * total, free) - fixed
+    fitting = (m for m in range(rows, 1, -1) if rows % m == 0 and m * track.context * token <= memory)
+    return asked or next(fitting, 1)
+
+
+def memory_needed(track: Track, compiled: bool) -> tuple[int, int]:
+    """Bytes that a training on a GPU takes at most: in any case, and for each token of a micro-batch.
+
+    In any case: weights, their gradients, the optimizers' states, LOSS_ROWS rows of logits. For a token: what
+    backward needs of each block, and the space of one more. Counted in tests/test_fake_cuda.py.
+    """
+    weights = track.num_layers * (4 + 2 * track.mlp_ratio) * track.model_dim**2
+    weights += 2 * track.vocab_size * track.model_dim
+    a_logit, a_number = (6, 40) if compiled else (22, 58)
+    fixed = 32 * weights + a_logit * LOSS_ROWS * track.vocab_size
+    return fixed, a_number * track.model_dim * (track.num_layers + 1)
+
+
+def distributed(model: GPT, world: World) -> nn.Module:
+    """The model, its gradients averaged over the processes in the buffers in which they travel."""
+    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    return DistributedDataParallel(model, **options) if world.size > 1 else model
+
+
+def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
+    """Seconds of compiling, before any clock runs: three updates of a model that is thrown away, one loss."""
+    began, shape = time.perf_counter(), (args.micro_batch, recipe.track.context)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=world.device)
+    model = make_model(recipe, 0, world.device, args.compile)
+    optimizers = build_optimizers(model, recipe)[:2]
+    for _ in range(3):  # the first makes the optimizers' states, the second compiles for them
+        model(tokens, tokens).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    with torch.no_grad():
+        model(tokens, tokens)
+    world.barrier()
+    return time.perf_counter() - began
 
 
 def validates(step: int, recipe: Recipe) -> bool:
@@ -548,7 +659,7 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
         writer = SummaryWriter(str(board))
     weights = sum(p.numel() for p in model.parameters()) - model.embed.weight.numel()
     flops = 6 * (weights + track.num_layers * track.context * track.model_dim)
-    peak = world.size * next((peak for chip, peak in PEAK_FLOPS.items() if chip in world.name), math.inf)
+    peak = world.size * PEAK_FLOPS.get(world.name, math.inf)
     return Progress(recipe.train_steps, first, track.batch_tokens, flops / peak, world.rank == 0, writer)
 
 
@@ -561,8 +672,8 @@ def train(
     """
     track, (shards, blocks, val_shard) = recipe.track, open_data(args.data, recipe)
     model = make_model(recipe, seed, world.device, args.compile)
-    net = DistributedDataParallel(model) if world.size > 1 else model
-    optimizers = build_optimizers(model, recipe)
+    net = distributed(model, world)
+    optimizers = build_optimizers(model, recipe, None if args.compile else False)
     lookahead = [optimizer for optimizer in optimizers if isinstance(optimizer, EMANesterov)]
     if state:
         model.load_state_dict(state["model"])
@@ -605,9 +716,10 @@ def train(
         for ahead in lookahead:
             ahead.look_ahead()
         loss = forward_backward(net, next(batches), args.micro_batch, world)
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
-        total, stopping = world.sum(torch.stack([loss, torch.full_like(loss, len(STOP))])).tolist()
-        loss = total / track.batch_tokens
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        told = torch.stack([loss, norm / world.size, torch.full_like(loss, len(STOP))])
+        loss, norm, stopping = world.sum(told).tolist()  # the one wait for the device
+        loss = loss / track.batch_tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
             bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
             told = f"not finite at step {step}: loss {loss}, gradient of {bad[0] if bad else 'no parameter'}"
@@ -648,7 +760,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the newest good checkpoint in the log folder")
     add("--data", type=Path, default=ROOT / "data", metavar="DIR", help="of fineweb10B/, nano/ (data)")
     add("--out", type=Path, default=ROOT / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
-    add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
+    add("--compile", action=BooleanOptionalAction, help="default: on a GPU; on a CPU for several seeds")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
 
@@ -667,11 +779,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def print_plan(recipe: Recipe, data: Path) -> None:
+def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
+    compiles(args, recipe.track)
     track, fetch = recipe.track, []
     try:
-        open_data(data, recipe)
+        open_data(args.data, recipe)
     except (RunError, ShardError):
         if not track.fetch:
             raise
@@ -687,7 +800,7 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
     track = Track(**checkpoint["track"]) if checkpoint else None
     if args.track or not track:
-        track = read_track(args.track or ("fineweb" if torch.cuda.is_available() else "nano"))
+        track = read_track(args.track or ("fineweb" if has_gpu() else "nano"))
     if checkpoint and not (args.recipe or changes):
         recipe = parse_recipe(checkpoint["recipe"], "checkpoint", {track.name: track}, STEPS)
     else:
@@ -701,7 +814,7 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
 def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
     """The script that repeats the run: what it uses of this project, its recipe and track as values."""
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
-    asked += ["--compile"] if args.compile else []
+    asked += [] if args.compile is None else ["--compile" if args.compile else "--no-compile"]
     rows = [named_step(name).row for name in recipe.step_names()]
     methods = {row.name.partition("(")[0] for row in rows}
     stages = {stage.function.__name__ for row in rows for stage in row.stages}
@@ -709,7 +822,7 @@ def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
     return flatten(ROOT, sorted(methods | stages), {"RECIPE": literal(recipe)}, arguments)
 
 
-def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict) -> None:
+def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict, world: World) -> None:
     """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
     now = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
@@ -718,22 +831,24 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict)
         differs = recipe.differences(checkpoint["recipe"]) or differs
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
     seeds, track = parse_seeds(args.seeds), recipe.track
-    open_data(args.data, recipe)  # before anything is written
-    world = join_world()
-    args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
-    args.compile = args.compile or world.device.type == "cuda"
+    world.agreed(lambda: open_data(args.data, recipe))  # before anything is written
+    args.compile = world.agreed(lambda: compiles(args, track))
+    args.micro_batch = world.agreed(lambda: choose_micro_batch(track, world, args.micro_batch, args.compile))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: STOP.append(signum))
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
     log = RunLog(args.out / checkpoint.get("log", name), resume=args.resume, writes=world.rank == 0)
+    compile_seconds = warm_up(recipe, world, args) if args.compile else 0.0
     if not args.resume:
         versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
         facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
                  "track": track.name, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                  "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
-                 "compiled": args.compile, "threads": torch.get_num_threads()}  # fmt: skip
+                 "compiled": args.compile, "threads": torch.get_num_threads(),
+                 "compile_seconds": round(compile_seconds, 1)}  # fmt: skip
         log.head(script, versions, facts, recipe.toml())
     if world.rank == 0:
+        print("" if world.device.type == "cuda" else f"no GPU found: {track.name} on the CPU\n", end="")
         print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)
     for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
         train(recipe, index, seed, world, log, args, checkpoint if index == checkpoint.get("run") else {})
@@ -747,7 +862,8 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
-        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+        where = getattr(error, "where", "")
+        sys.exit(f"error{where}: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     except torch.OutOfMemoryError:
         sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
 
@@ -758,8 +874,9 @@ def replay(recipe: Recipe, argv: list[str]) -> None:
     add_run_options(parser)
     args = parser.parse_args(argv)
     with errors_in_one_line(args):
-        checkpoint = newest_checkpoint(args.out) if args.resume else {}
-        run(recipe, args, Path(__file__).read_text(), checkpoint)
+        world = join_world()
+        checkpoint = read_checkpoint(args, world)
+        run(recipe, args, Path(__file__).read_text(), checkpoint, world)
 
 
 def main(argv: list[str]) -> None:
@@ -768,11 +885,12 @@ def main(argv: list[str]) -> None:
     with errors_in_one_line(args):
         if args.recipes:
             return print("\n".join(list_recipes(shipped_tracks(), STEPS)))
-        checkpoint = newest_checkpoint(args.out) if args.resume else {}
-        recipe = choose_recipe(args, checkpoint)
+        world = World(0, 1, torch.device("cpu")) if args.plan else join_world()
+        checkpoint = read_checkpoint(args, world)
+        recipe = world.agreed(lambda: choose_recipe(args, checkpoint))
         if args.plan:
-            return print_plan(recipe, args.data)
-        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint)
+            return print_plan(recipe, args)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint, world)
 
 
 if __name__ == "__main__":
