@@ -12,20 +12,20 @@ from records.run.track import shipped_tracks
 from train_gpt import GPT, build_optimizers, parse_recipe, set_learning_rates
 
 
-def model_on_a_gpu() -> GPT:
+def model_on_a_gpu(dim: int) -> GPT:
     """A small model whose embedding, and so whose activations, are in bfloat16, every weight at work."""
-    model = GPT(256, 2, 128, 64, 64)
+    model = GPT(64, 2, dim, dim // 2, 32)
     train_gpt.initialise(model, {"proj": 0.05, "attn.proj": 0.05, "mlp.proj": 0.05}, seed=0)
     model.embed.to(torch.bfloat16)
     return model
 
 
 def tokens(seed: int) -> torch.Tensor:
-    return torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 64, (4, 32), generator=torch.Generator().manual_seed(seed))
 
 
 def test_activations_in_bfloat16_against_float64():
-    model = model_on_a_gpu()
+    model = model_on_a_gpu(dim=128)
     exact = copy.deepcopy(model).double()
     losses = [each(tokens(1), tokens(2)) for each in (model, exact)]
     for loss in losses:
@@ -52,7 +52,7 @@ def test_a_run_with_a_bfloat16_embedding_resumes_from_a_file(step):
     text = f'train_steps = 9\n[matrix]\nstep = "{step}"\n[lookahead]\nstrength = 0.6\n'
     nano = shipped_tracks()["nano"]
     recipe = parse_recipe(text, "made", {"nano": nano}, STEPS, track="nano")
-    model, resumed = model_on_a_gpu(), model_on_a_gpu()
+    model, resumed = model_on_a_gpu(dim=32), model_on_a_gpu(dim=32)
     optimizers, others = build_optimizers(model, recipe), build_optimizers(resumed, recipe)
     updates(model, optimizers, recipe, range(3))
     file = io.BytesIO()
