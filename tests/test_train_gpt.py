@@ -334,7 +334,7 @@ def test_what_keeps_a_track_from_running_is_told(small_track, own_track, tmp_pat
 def test_rows_that_the_processes_do_not_divide(own_track):
     track = dataclasses.replace(read_track(own_track), batch_tokens=3 * 64)
     with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
-        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None)
+        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None, False)
 
 
 # -- checkpoints
