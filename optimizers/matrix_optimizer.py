@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,7 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from optimizers.stage import KINDS, Step, exchanged, named_step, row_of_function
+from optimizers.stage import KINDS, Step, exchanged, halves, named_step, row_of_function
+from optimizers.stages.circuit import coupled_
 
 # On CPU one call of the step function gets at most this many elements, or one matrix where that is larger:
 # small matrices share the cost of the Python calls, large ones need no copy and stay in cache. Elsewhere it
@@ -33,7 +35,7 @@ CPU_CALL_ELEMENTS = 2**16
 Form = tuple[torch.Size, torch.dtype, torch.device]
 
 # What a parameter group may hold beside `step` and its hyperparameters.
-GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten")
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim")
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -57,6 +59,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
     reduce_gradients: with an initialised process group, average the gradients over its ranks, as
         DistributedDataParallel does. False: they are averaged already (the model is wrapped in it).
     process_group: the ranks that hold this model, by default all.
+    couple: in a group of value matrices, the `name` of the group of the output matrices behind them, block by
+        block: both step together, as Circuit-Muon does, by heads of `head_dim`.
     compile: whether to compile the step function. None: on CUDA; on CPU eager measured as fast.
 
     A parameter without a gradient keeps its weight and state, as in torch.optim. With several ranks and
@@ -137,8 +141,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         stacks = self._planned_stacks()
         gradients = [gradients_of(stack) for stack in stacks]
         if self._world == 1:
-            for stack, of_stack in zip(stacks, gradients, strict=True):
-                advance(stack, weights_of(stack), of_stack, self.compile)
+            for together in in_units(stacks, gradients):
+                step_unit(together, [weights_of(stack) for stack, _ in together], self.compile)
         elif self.reduce_gradients:
             self._step_shares(stacks, reduce_to_owners(stacks, gradients, self.process_group))
         else:
@@ -152,10 +156,13 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _step_shares(self, stacks: list["MatrixStack"], arriving: Iterable[list[Tensor | None]]) -> None:
         """Steps each stack's owned matrices as their gradients arrive, and sends the weights to all ranks."""
         departed = []
-        for stack, gradients in zip(stacks, arriving, strict=True):
-            weights = weights_of(stack)
-            advance(stack, weights[stack.owned], gradients, self.compile)
-            departed.append((weights, *gather_from_owners(stack, weights, self.process_group)))
+        for together in in_units(stacks, arriving):
+            weights = [weights_of(stack) for stack, _ in together]
+            step_unit(
+                together, [w[s.owned] for w, (s, _) in zip(weights, together, strict=True)], self.compile
+            )
+            for of_stack, (stack, _) in zip(weights, together, strict=True):
+                departed.append((of_stack, *gather_from_owners(stack, of_stack, self.process_group)))
         for weights, work, gathered in departed:
             work.wait()
             torch._foreach_copy_(weights, gathered)
@@ -226,15 +233,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self._forget_stacks()
         if not self._stacks:
             self._world, self._load = world, [0.0] * world
-        new = self.param_groups[self._planned_groups :]
-        if new and world > 1:
-            check_ranks(new, self.process_group)
-        for group in new:
-            states = {param: self.state.pop(param) for param in group["params"] if param in self.state}
-            for stack in stacks_of(group, self._load, rank):
-                adopt_state(stack, states)
-                self._stacks.append(stack)
-                self._show_state(stack)
+        groups = self.param_groups[self._planned_groups :]
+        if groups and world > 1:
+            check_ranks(groups, self.process_group)
+        new = [stack for group in groups for stack in stacks_of(group, self._load, rank)]
+        self._stacks += new
+        couple(self._stacks)
+        for stack in new:
+            adopt_state(stack, {p: self.state.pop(p) for p in stack.params if p in self.state})
+            self._show_state(stack)
         for stack in self._stacks:
             check_unchanged(stack)
         self._planned_groups = len(self.param_groups)
@@ -278,7 +285,8 @@ class MatrixStack:
     `forms` is what the parameters were when the stack was made. Rank r owns `counts[r]` matrices in a row;
     `owned` are this rank's. `state` holds the step function's tensors for the owned matrices, [owned, ...];
     `steps[i]` says how often the i-th of them has been stepped, 0 that its state does not count yet; `grew`
-    that this has changed since the state was last shown.
+    that this has changed since the state was last shown; the `partner` steps together with it. `seeds`: every
+    matrix's own number, of the parameter's name where it has one, else of its place.
     """
 
     group: dict[str, Any]
@@ -286,9 +294,11 @@ class MatrixStack:
     forms: dict[Tensor, Form]
     counts: list[int]
     owned: slice
+    seeds: list[int]
     state: dict[str, Tensor] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     grew: bool = False
+    partner: "MatrixStack | None" = None
 
     def shares(self, rank_range: slice | None = None) -> list[tuple[Tensor, slice, slice]]:
         """What lies in a range of the stack (the owned one): (parameter, its place there, the part of it)."""
@@ -433,6 +443,8 @@ def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[M
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.
     """
     alike: dict[tuple, list[Tensor]] = {}
+    names = group.get("param_names", map(str, range(len(group["params"]))))
+    seeds = {param: zlib.crc32(name.encode()) for name, param in zip(names, group["params"], strict=True)}
     for name, param in zip(names_of(group), group["params"], strict=True):
         check_dtype(f"{name} of shape {tuple(param.shape)} and {param.dtype}", param)  # model.half() since
         alike.setdefault((*matrix_shape(param, group), param.dtype, param.device), []).append(param)
@@ -445,7 +457,29 @@ def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[M
         first = sum(counts[:rank])
         owned = slice(first, first + counts[rank])
         forms = {param: form(param) for param in params}
-        yield MatrixStack(group, params, forms, counts, owned, steps=[0] * counts[rank])
+        own = [seeds[param] + index for param in params for index in range(leading(param, group).numel())]
+        yield MatrixStack(group, params, forms, counts, owned, own, steps=[0] * counts[rank])
+
+
+def couple(stacks: list[MatrixStack]) -> None:
+    """Makes partners of the stacks of a group and of that which it names in `couple`; both have one owner.
+
+    Raises ValueError where the two groups are not as many equal matrices each.
+    """
+    for stack in stacks:
+        wanted = stack.group.get("couple")
+        if wanted is None or stack.partner is not None:
+            continue
+        found = [other for other in stacks if other.group.get("name") == wanted]
+        if len(found) != 1 or sum(found[0].counts) != sum(stack.counts) or found[0] is stack:
+            told = ", ".join(str(sum(other.counts)) for other in found) or "none"
+            raise ValueError(
+                f"expected {sum(stack.counts)} equal matrices in one group named {wanted!r} to couple "
+                f"{stack.group.get('name')!r} with, found {told}"
+            )
+        halves(stack.group["step"]), halves(found[0].group["step"])  # raise for what cannot be coupled
+        stack.partner, found[0].partner = found[0], stack
+        found[0].counts, found[0].owned, found[0].steps = stack.counts, stack.owned, list(stack.steps)
 
 
 def leading(param: Tensor, group: dict[str, Any]) -> torch.Size:
@@ -469,11 +503,13 @@ def matrices_in(tensor: Tensor, flatten: bool | None) -> list[Tensor]:
 
 
 def weights_of(stack: MatrixStack) -> list[Tensor]:
-    weights = [param.detach() for param in stack.params]
-    local = [
-        weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights
-    ]  # of a DTensor
-    return [matrix for weight in local for matrix in matrices_in(weight, stack.group["flatten"])]
+    weights = [local(param.detach()) for param in stack.params]
+    return [matrix for weight in weights for matrix in matrices_in(weight, stack.group["flatten"])]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A replicated DTensor's tensor on this rank; any other as it is."""
+    return getattr(tensor, "to_local", lambda: tensor)()
 
 
 def gradients_of(stack: MatrixStack) -> list[Tensor | None]:
@@ -493,23 +529,67 @@ def gradients_of(stack: MatrixStack) -> list[Tensor | None]:
     return gradients
 
 
-def advance(
-    stack: MatrixStack, weights: list[Tensor], gradients: list[Tensor | None], compiling: bool | None
-) -> None:
-    """Calls the step function on the owned matrices that have a gradient; updates `weights` and the state.
+Arrived = tuple[MatrixStack, list[Tensor | None]]  # a stack and the gradients of its owned matrices
 
-    Matrices with and without state never share a call: a step function begins where it finds no state.
+
+def in_units(stacks: list[MatrixStack], arriving: Iterable[list[Tensor | None]]) -> Iterator[list[Arrived]]:
+    """What steps together, as soon as the gradients are there: a stack alone, or a stack and its partner."""
+    here: dict[int, Arrived] = {}
+    for stack, gradients in zip(stacks, arriving, strict=True):
+        if stack.partner is None:
+            yield [(stack, gradients)]
+        elif id(stack.partner) in here:
+            pair = [here.pop(id(stack.partner)), (stack, gradients)]
+            yield sorted(pair, key=lambda arrived: "couple" not in arrived[0].group)
+        else:
+            here[id(stack)] = stack, gradients
+
+
+def step_unit(unit: list[Arrived], weights: list[list[Tensor]], compiling: bool | None) -> None:
+    """Steps a stack, or a pair of them whose directions are coupled before they land; updates `weights`.
+
+    Of a pair, matrices are stepped where both have a gradient.
+    """
+    if len(unit) == 1:
+        ((stack, gradients),) = unit
+        advance(stack, weights[0], gradients, compiling, stack.group["step"])
+        return
+    both = [
+        all(g is not None for g in pair) for pair in zip(*(gradients for _, gradients in unit), strict=True)
+    ]
+    directions = []
+    for (stack, gradients), of_stack in zip(unit, weights, strict=True):
+        present = [g if is_there else None for g, is_there in zip(gradients, both, strict=True)]
+        directions.append([weight.clone() for weight in of_stack])
+        advance(stack, directions[-1], present, compiling, halves(stack.group["step"])[0])
+    if any(both):
+        here = [i for i, is_there in enumerate(both) if is_there]
+        V, O, U_V, U_O = ([of_stack[i] for i in here] for of_stack in (*weights, *directions))  # noqa: E741
+        coupled_((V, O), (U_V, U_O), unit[0][0].group["head_dim"])
+    for (stack, _), of_stack, of_direction in zip(unit, weights, directions, strict=True):
+        steered = [U if is_there else None for U, is_there in zip(of_direction, both, strict=True)]
+        advance(stack, of_stack, steered, compiling, halves(stack.group["step"])[1], lands=True)
+
+
+def advance(
+    stack: MatrixStack, weights: list[Tensor], gradients: list[Tensor | None], compiling: bool | None,
+    step: Callable, lands: bool = False,
+) -> None:  # fmt: skip
+    """Calls `step`, the group's or a half of it, on the owned matrices that have a gradient.
+
+    Updates `weights` and the state. Matrices with and without state never share a call: a step function
+    begins where it finds no state. lands: the second half, which takes the state as the first has left it.
     """
     if not weights:
         return
-    step, (m, n), device = stack.group["step"], weights[0].shape, weights[0].device.type
-    values = {name: stack.group[name] for name in hyperparameters_of(step)}
+    whole_step, (m, n), device = stack.group["step"], weights[0].shape, weights[0].device.type
+    values = {name: stack.group[name] for name in hyperparameters_of(whole_step)}
     compiling = device == "cuda" if compiling is None else compiling
     if compiling and not isinstance(values["lr"], Tensor):
         values["lr"] = torch.tensor(values["lr"], dtype=weights[0].dtype)
     limit = max(1, CPU_CALL_ELEMENTS // (m * n)) if device == "cpu" else len(weights)
     # What is due every so many steps is known here: no step function waits for the device to say it.
-    periodic = row_of_function(step).takes("refresh")
+    periodic = row_of_function(whole_step).takes("refresh") and not lands
     every = values["refresh_every"] if periodic else 1
     for start, stop, started, due in runs(gradients, stack.steps, limit, every):
         single = stop - start == 1
@@ -518,6 +598,9 @@ def advance(
         gradient = gradients[start] if single else torch.stack(gradients[where])
         held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
         state = dict(held)
+        if row_of_function(whole_step).takes("seed") and not started:
+            seeds = torch.tensor(stack.seeds[stack.owned][start:stop], device=device).view(-1, 1, 1)
+            state["seed"] = seeds[0] if single else seeds
         # The first step of a matrix creates its state. It runs as written, so that one form only is compiled.
         function = compiled(step, weight.shape) if compiling and started else step
         function(weight, gradient, state, **values, **({"refresh": due} if periodic else {}))
@@ -526,8 +609,8 @@ def advance(
         for name, tensor in state.items():
             if tensor is not held.get(name):
                 keep_state(stack, name, tensor if not single else tensor[None], slice(start, stop))
-        stack.grew |= not started
-        stack.steps[start:stop] = [count + 1 for count in stack.steps[start:stop]]
+        stack.grew |= not started or len(state) > len(held)
+        stack.steps[start:stop] = [count + (not lands) for count in stack.steps[start:stop]]
 
 
 def runs(
@@ -618,7 +701,7 @@ def fitting_state(
             )
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     expected = state_shapes(param, group)
-    if expected not in (None, shapes):
+    if not expected.items() <= shapes.items():  # coupled steps keep more
         raise ValueError(f"expected in {told} tensors {expected}, found {shapes}; it is of another model")
     wide = (torch.float32, torch.float64)
     return {
@@ -627,19 +710,21 @@ def fitting_state(
     }
 
 
-def state_shapes(param: Tensor, group: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+def state_shapes(param: Tensor, group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The state that a group's step function keeps for a parameter, from a step on a tensor without data.
 
-    None for a function that cannot run so: one of a user's own that looks at values.
+    Empty for a function that cannot run so: one of a user's own that looks at values.
     """
     step = group["step"]
     state: dict[str, Tensor] = {}
+    if row_of_function(step).takes("seed"):
+        state["seed"] = torch.empty((*leading(param, group), 1, 1), dtype=torch.int64, device="meta")
     shape = (*leading(param, group), *matrix_shape(param, group))
     weight = torch.empty(shape, dtype=param.dtype, device="meta")
     try:
         step(weight, weight.clone(), state, **{key: group[key] for key in hyperparameters_of(step)})
     except (RuntimeError, NotImplementedError):
-        return None
+        return {}
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
@@ -677,8 +762,7 @@ def check_ranks(groups: list[dict[str, Any]], process_group: dist.ProcessGroup |
 def bits(param: Tensor) -> int:
     """A checksum of a parameter's values, the same whatever the order of the summation."""
     integers = torch.int32 if param.dtype == torch.float32 else torch.int64
-    local = param.detach().to_local() if hasattr(param, "to_local") else param.detach()
-    return int(local.contiguous().view(integers).sum(dtype=torch.int64))
+    return int(local(param.detach()).contiguous().view(integers).sum(dtype=torch.int64))
 
 
 def reduce_to_owners(

@@ -14,8 +14,11 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.matrix_optimizer import state_shapes
+from optimizers.stages.circuit import circuit
 
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (3, 10, 4), (6, 6), (4, 10)]
+PAIRS = [(8, 6)] * 3 + [(6, 8)] * 3  # value matrices of 2 heads, and the output matrices behind them
+SOAP = {"start": "diagonal", "refresh_every": 2}
 MICRO_BATCHES = 12  # divides by 1, 2, 3 and 4 ranks
 
 
@@ -47,10 +50,12 @@ def largest_difference(params, others):
 
 
 def grouped(params):
-    """Two groups with their own step functions, among them state that is a scalar per matrix."""
+    """Groups with their own step functions, among them state that is a scalar per matrix; and a pair."""
     return [
         {"params": params[:4], "neuron_beta2": 0.9},
-        {"params": params[4:], "step": "namo_d", "lr": 0.03},
+        {"params": params[4:7], "step": "namo_d", "lr": 0.03},
+        {"params": params[7:10], "couple": "outputs", "head_dim": 4, "step": "soap_muon", **SOAP},
+        {"params": params[10:], "name": "outputs"},
     ]
 
 
@@ -76,6 +81,55 @@ def test_equals_a_call_of_the_step_function_for_every_parameter(step):
     assert optimizer.state[params[4]].keys() == states[4].keys()
     for name, tensor in states[4].items():
         torch.testing.assert_close(optimizer.state[params[4]][name], tensor)
+
+
+def test_coupled_groups_step_as_circuit_muon():
+    params = parameters(PAIRS)
+    groups = [{"params": params[:3], "couple": "out", "head_dim": 4}, {"params": params[3:], "name": "out"}]
+    optimizer = MatrixOptimizer(groups, step="muon", lr=0.1)
+    for V, O, t in zip(params[:3], params[3:], range(3), strict=True):  # noqa: E741
+        for param in params:
+            param.grad = None
+        set_gradients([V, O], t)
+        start, directions = (V.detach().clone(), O.detach().clone()), []
+        for weight in (V, O):
+            after = weight.detach().clone()
+            STEPS["muon"](after, weight.grad, {}, lr=1.0)
+            directions.append(weight.detach() - after)
+        optimizer.step()  # the pairs without a gradient stay where they are
+        for weight, before, U in zip((V, O), start, circuit(*start, *directions, 4), strict=True):
+            torch.testing.assert_close(weight.detach(), before - 0.1 * U)
+    V.grad, before = None, O.detach().clone()
+    optimizer.step()
+    assert torch.equal(O, before)
+
+
+def test_a_pair_that_does_not_fit_is_refused():
+    groups = [{"params": [nn.Parameter(torch.ones(4, 2))], "couple": "out", "head_dim": 2, "name": "v"}]
+    with pytest.raises(ValueError, match="expected 1 equal matrices in one group named 'out'.*found none"):
+        MatrixOptimizer(groups, step="muon").step()
+    groups += [{"params": [nn.Parameter(torch.ones(4, 2))], "name": "out"}]
+    for group in groups:
+        group["params"][0].grad = torch.ones(4, 2)
+    with pytest.raises(ValueError, match=r"found \(4, 2\) and \(4, 2\)"):
+        MatrixOptimizer(groups, step="muon").step()
+
+
+def test_what_is_due_by_the_count_of_steps_is_due_on_every_way():
+    params = parameters([(6, 6)] * 3)
+    late, state, optimizer = params[1].detach().clone(), {}, None
+    for t in range(7):
+        if t in (0, 4):  # a new optimizer goes on from the state of the old one
+            packed = optimizer and optimizer.state_dict()
+            optimizer = MatrixOptimizer(params, step="soap_muon", refresh_every=2)
+            _ = packed and optimizer.load_state_dict(packed)
+        set_gradients(params, t)
+        if t == 0:
+            params[1].grad = None
+        else:
+            STEPS["soap_muon"](late, params[1].grad, state, refresh_every=2)
+        optimizer.step()
+    torch.testing.assert_close(params[1].detach(), late)
 
 
 def test_gradients_are_left_as_they_were():
@@ -141,11 +195,12 @@ def test_accepts_the_step_function_of_a_user_and_a_closure():
 
 
 def test_param_groups_show_every_value_in_effect_and_carry_their_own():
-    optimizer = group_optimizer(parameters())
-    first, second = optimizer.param_groups
+    optimizer = group_optimizer(parameters([*SHAPES, *PAIRS]))
+    first, second, values, _ = optimizer.param_groups
     assert (first["lr"], first["neuron_beta2"], first["momentum"]) == (0.02, 0.9, 0.95)
     assert (second["step"], second["lr"], second["weight_decay"]) == (STEPS["namo_d"], 0.03, 0.01)
     assert "neuron_beta2" not in second and "clip" not in first
+    assert (values["couple"], values["head_dim"], values["refresh_every"]) == ("outputs", 4, 2)
 
 
 def test_learning_rate_schedulers_and_changed_hyperparameters_take_effect():
@@ -318,7 +373,7 @@ def test_weights_of_another_precision_after_a_step_are_named():
 
 
 def test_resumed_run_has_the_same_bits():
-    params = parameters(dtype=torch.float32)
+    params = parameters([*SHAPES, *PAIRS], dtype=torch.float32)
     optimizer = group_optimizer(params)
     train(optimizer, params, range(3))
     file = io.BytesIO()
@@ -370,7 +425,6 @@ def test_refuses_the_state_of_another_optimizer_and_stays_as_it_was():
     ("change", "told"),
     [
         (lambda state: state.pop("momentum"), "found {"),
-        (lambda state: state.update(other=torch.zeros(6, 8)), "found {"),
         (lambda state: state.update(momentum=torch.zeros(4, 4)), r"\(6, 8\).*found.*\(4, 4\)"),
         (lambda state: state.update(momentum=3.0), "found float"),
     ],
@@ -416,7 +470,7 @@ def test_what_is_no_state_of_this_optimizer_is_refused(state):
     "duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))]
 )
 def test_copied_optimizer_steps_on_its_own(duplicate):
-    params = parameters()
+    params = parameters([*SHAPES, *PAIRS])
     optimizer = group_optimizer(params)
     train(optimizer, params, range(2))
     other = duplicate(optimizer)
@@ -475,7 +529,7 @@ def on_ranks(rank, folder):
         if world == 4:
             results |= {"pair": in_pairs(rank), "refusals": refusals(rank)}
         for reduces in (True, False):
-            params = parameters()
+            params = parameters([*SHAPES, *PAIRS])
             optimizer = group_optimizer(params, reduce_gradients=reduces)
             share = (rank, world) if reduces else (0, 1)
             train(optimizer, params, range(3), *share)
@@ -509,7 +563,7 @@ def missing_gradients(rank):
 def in_pairs(rank):
     """Three steps and the state of two models, one on ranks 0 and 1, one on ranks 2 and 3."""
     pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
-    params = parameters(seed=rank // 2)
+    params = parameters([*SHAPES, *PAIRS], seed=rank // 2)
     optimizer = group_optimizer(params, process_group=pair)
     train(optimizer, params, range(3), rank % 2, 2)
     return {"weights": [param.detach() for param in params], "state": optimizer.state_dict()["state"]}
@@ -538,7 +592,7 @@ def refusals(rank):
 @pytest.fixture(scope="module")
 def alone():
     """Weights after 3 and 6 steps and the state after 3, of one process."""
-    params = parameters()
+    params = parameters([*SHAPES, *PAIRS])
     optimizer = group_optimizer(params)
     train(optimizer, params, range(3))
     at3, state = [param.detach().clone() for param in params], copy.deepcopy(optimizer.state_dict())
@@ -611,7 +665,7 @@ def test_a_missing_gradient_counts_as_zero_unless_no_rank_has_one(ranks, world):
 
 def test_two_models_on_two_pairs_of_ranks_train_apart(ranks):
     for rank, results in enumerate(ranks[4]):
-        params = parameters(seed=rank // 2)
+        params = parameters([*SHAPES, *PAIRS], seed=rank // 2)
         optimizer = group_optimizer(params)
         train(optimizer, params, range(3))
         assert largest_difference(results["pair"]["weights"], params) < 1e-12

@@ -136,7 +136,8 @@ def side(summary: Summary, track: Track) -> Side:
 
 def published_side(number: str) -> Side:
     """A published result by its number. Raises RecordError for an unknown one."""
-    results = {str(result["number"]): result for result in json.loads(PUBLISHED.read_text())}
+    results = json.loads(PUBLISHED.read_text())
+    results = {str(result["number"]): result for result in results if result.get("kind") != "open"}
     if number not in results:
         raise RecordError(f"published:{number}: expected a number from 1 to {len(results)}")
     found = results[number]

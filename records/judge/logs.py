@@ -315,7 +315,8 @@ class _Reader:
             self.drafts.append(draft)
         decimals = len(loss[1] or "") if math.isfinite(validation.val_loss) else None
         draft.rows.append(_Row(number, total, len(columns), decimals, validation))
-        draft.other_losses |= {name for name in values if name.endswith("loss") and name != "val_loss"}
+        known = ("val_loss", "raw_val_loss")  # the second: of the trained weights, where a readout is judged
+        draft.other_losses |= {name for name in values if name.endswith("loss") and name not in known}
         self.count += 1
         self.decimals.update([] if decimals is None else [decimals])
         if self.count >= MAX_VALIDATIONS:

@@ -79,9 +79,6 @@ class Method(Protocol):
     def row(self) -> Rows: ...
 
 
-NOTHING: Mapping[str, Method] = {}
-
-
 class RecipeError(ValueError):
     """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
 
@@ -91,7 +88,8 @@ class Recipe:
     """Everything an entry chooses, with the track's and the step function's defaults filled in.
 
     matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
-              "mlp.*", stands instead for the matrices it matches.
+              "mlp.*", stands instead for the matrices it matches; its `couple` names the pattern of the
+              output matrices that its value matrices step together with (Circuit-Muon).
     aux:      AdamW of the embedding, the head and the 1-D parameters; a table in it, named by a pattern such
               as "*.gains", stands instead for the parameters it matches, and may say their `lr`.
     schedule: `cooldown_frac` of the planned `steps`, or `cooldown_steps`; `cooldown_power`, `floor` (the last
@@ -100,7 +98,8 @@ class Recipe:
               all of these; the same with aux_ in front for AdamW; `warmup_steps`; `delay`, knots by how many
               steps the schedule's clock is late; in `matrix`, knots of hyperparameters that change over the
               run. A knot is [step, value] or [step, value, shape]: from the knot before, the value moves
-              along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
+              along x^shape, x from 0 to 1, along half a "cosine" or 1/(1 + exp(-(x - a)/b)), ["sigmoid", a,
+              b]; without shape along a straight line.
     init:     by pattern, e.g. {"attn.proj": 0.026}, a standard deviation or a table of INIT_RULE; `law` and
               `bias` of the rest, `gain_signs`; see start_parameters. Empty: the baseline's.
     lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
@@ -210,8 +209,11 @@ def shipped_recipes(folder: Path) -> dict[str, Path]:
 def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = None) -> Path:
     """The file of a shipped recipe or entry of these tracks, that of `track` first; or the file of that path.
 
-    Raises RecipeError where there is none, or several that `track` does not decide between.
+    "record" is the recipe of the best published result. Raises RecipeError where there is none, or several
+    that `track` does not decide between.
     """
+    if source == "record":
+        return record_file(RECORDS)
     files = {name: recipe_files(RECORDS / name) for name in tracks}
     found = [files[name][str(source)] for name in files if str(source) in files[name]]
     if track in files and str(source) in files[track]:
@@ -227,8 +229,22 @@ def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = N
     return path
 
 
+def record_file(records: Path) -> Path:
+    """The recipe of the accepted published result with the fewest steps. Raises RecipeError without one."""
+    for path in sorted(records.glob("*/published.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        recipes = {
+            file.name.partition("_")[0].lstrip("0"): file for file in path.parent.glob("[0-9]*_*.toml")
+        }
+        accepted = [(r["steps"], recipes[str(r["number"])]) for r in results
+                    if r["record"] and str(r["number"]) in recipes]  # fmt: skip
+        if accepted:
+            return min(accepted)[1]
+    raise RecipeError(f"no recipe of a published record below {records}; expected one such as 46_row_floor.")
+
+
 def list_recipes(
-    tracks: Mapping[str, Track], steps: Mapping[str, Method], arounds: Mapping[str, Method] = NOTHING
+    tracks: Mapping[str, Track], steps: Mapping[str, Method], arounds: Mapping[str, Method] | None = None
 ) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
@@ -247,11 +263,12 @@ def read_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
-    arounds: Mapping[str, Method] = NOTHING,
+    arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
     """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
 
-    tracks, steps, arounds: what a recipe may name. changes: "matrix.lr=0.03" and the like, over the file.
+    tracks, steps, arounds: what a recipe may name; without arounds, [around] and [readout] stay as they are
+    said. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
     path = find_recipe(source, tracks, track)
@@ -272,7 +289,7 @@ def parse_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
-    arounds: Mapping[str, Method] = NOTHING,
+    arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
     """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
     try:
@@ -302,6 +319,12 @@ def parse_recipe(
             where = f'[matrix."{pattern}"]'
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
             effective[pattern] = hyperparameters(where, value, steps, inherited)
+    others = tables_in(effective)
+    for pattern, value in others.items():
+        if (partner := value.get("couple")) is not None and (partner not in others or partner == pattern):
+            raise RecipeError(
+                f'[matrix."{pattern}"] says couple = {partner!r}; expected another pattern of [matrix].'
+            )
     aux = parse_aux(aux, default)
     check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
@@ -362,13 +385,15 @@ def check_init(init: dict) -> None:
             raise RecipeError(f"{where} says std and law; expected one of them (std is a normal law's).")
 
 
-def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method]) -> dict:
+def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method] | None) -> dict:
     """The effective table of [around] or [readout] `name`: kind, parameters, hyperparameters, by pattern too.
 
     Raises RecipeError for a kind or key that is not known, and for a value out of its range.
     """
     if not isinstance(said, dict):
         raise RecipeError(f"{where} is {said!r}; expected a table.")
+    if kinds is None:
+        return said
     kind = said.get("kind", name)
     if kind not in kinds:
         raise RecipeError(f"{where} is of kind {kind!r}; known: {', '.join(kinds)}. Say it: kind = '...'.")
@@ -440,12 +465,14 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             other = next(key for key in others if key != f"{prefix}phases")
             raise RecipeError(f"[schedule] says {prefix}phases and {other}, which phases replace; drop one.")
     schedule = SCHEDULE | said
-    own_length = "aux_cooldown_frac" in said or "aux_cooldown_steps" in said
-    for key in COOLDOWN:
-        length = key in ("cooldown_frac", "cooldown_steps")
-        if schedule[f"aux_{key}"] is None and not (length and own_length and key == "cooldown_steps"):
-            schedule[f"aux_{key}"] = schedule[key]
+    own = {key for key in COOLDOWN if f"aux_{key}" in said}
+    for key in COOLDOWN.keys() - own:
+        apart = bool(own) if key == "phases" else key == "cooldown_steps" and "cooldown_frac" in own
+        schedule[f"aux_{key}"] = None if apart else schedule[key]
     for prefix in ("", "aux_"):
+        replaced = COOLDOWN.keys() - {"phases"} if schedule[f"{prefix}phases"] else set()
+        replaced |= {"cooldown_frac"} if schedule[f"{prefix}cooldown_steps"] else set()
+        schedule |= {f"{prefix}{key}": None for key in replaced}
         plan = schedule[f"{prefix}steps"]
         points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
         check_knots(f"[schedule] {prefix}steps", points, shapes=False)
@@ -453,11 +480,14 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             raise RecipeError(
                 f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
             )
-        if not 0 < schedule[f"{prefix}cooldown_frac"] <= 1:
+        frac, steps = (schedule[f"{prefix}{key}"] for key in ("cooldown_frac", "cooldown_steps"))
+        if frac is not None and not 0 < frac <= 1:
             raise RecipeError(
-                f"[schedule] {prefix}cooldown_frac is {schedule[f'{prefix}cooldown_frac']}; "
+                f"[schedule] {prefix}cooldown_frac is {frac}; "
                 "expected a part of the run, above 0 and at most 1."
             )
+        if steps is not None and not 0 < steps < math.inf:
+            raise RecipeError(f"[schedule] {prefix}cooldown_steps is {steps}; expected a number above 0.")
         if schedule[f"{prefix}phases"] is not None:
             check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
     if schedule["delay"]:
@@ -476,14 +506,23 @@ def is_knots(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
+def is_shape(shape: object) -> bool:
+    """Whether it is a power above 0, "cosine", or ["sigmoid", a, b] with b above 0."""
+    if isinstance(shape, list):
+        number = all(type(x) in (int, float) and math.isfinite(x) for x in shape[1:])
+        return len(shape) == 3 and shape[0] == "sigmoid" and number and shape[2] > 0
+    return shape == "cosine" or (type(shape) in (int, float) and 0 < shape < math.inf)
+
+
 def check_knots(where: str, knots: object, shapes: bool = True) -> None:
     """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
-    expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
+    expected = "[[step, value], ...], steps rising" + (
+        ", shape a power, 'cosine' or ['sigmoid', a, b]" if shapes else ""
+    )
     good = isinstance(knots, list) and knots and all(
         isinstance(knot, list) and len(knot) in (2, 2 + shapes)
         and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in knot[:2])
-        and (len(knot) == 2 or knot[2] == "cosine"
-             or (type(knot[2]) in (int, float) and 0 < knot[2] < math.inf))
+        and (len(knot) == 2 or is_shape(knot[2]))
         for knot in knots
     )  # fmt: skip
     if not good or [knot[0] for knot in knots] != sorted({knot[0] for knot in knots}):
@@ -508,11 +547,12 @@ def hyperparameters(
         known = steps[step].row.exchanged(stages).hyperparameters
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from None
-    check_keys(f"{where} with step '{step}'", table, ["step", *STAGE_KINDS, *known])
+    pairing = [] if inherited is None else ["couple"]  # two patterns' matrices may step together
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGE_KINDS, *pairing, *known])
     for name in inherited or ():
         if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
             raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")
-    effective: dict = {"step": step} | stages
+    effective: dict = {"step": step} | stages | {key: table[key] for key in pairing if key in table}
     for name, keyword in known.items():
         value = said.get(name, keyword.default)
         if value is inspect.Parameter.empty:
