@@ -40,9 +40,9 @@ def kron(
     A = Q0 @ (u + DAMPING * u.abs() * nu) @ Q1.mT
     B = torch.linalg.solve_triangular(Q0.mT, z, upper=False)
     B = torch.linalg.solve_triangular(Q1, B, upper=True, left=False)
-    size = safe_norm(B)
-    A = A * (1e3 * size / safe_norm(A).clamp(min=torch.finfo(A.dtype).tiny)).clamp(max=1)
-    largest = torch.maximum(size, safe_norm(A)).clamp(min=torch.finfo(A.dtype).tiny)
+    of_probe = safe_norm(B)
+    A = A * (1e3 * of_probe / safe_norm(A).clamp(min=torch.finfo(A.dtype).tiny)).clamp(max=1)
+    largest = torch.maximum(of_probe, safe_norm(A)).clamp(min=torch.finfo(A.dtype).tiny)
     A, B = A / largest, B / largest  # the factors' steps do not see a common scale
     for Q, AA, BB in ((Q0, A @ A.mT, B @ B.mT), (Q1, A.mT @ A, B.mT @ B)):
         Q.sub_(factor_lr / largest_eigenvalue(AA + BB) * ((AA - BB).triu() @ Q))
