@@ -24,7 +24,7 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
                             compiling, kept for later runs; needs a C++ compiler
   --validate-ends           validate at the first and the last step only: for searches
   --checkpoint-every N      a checkpoint every N steps, the last two kept; Ctrl-C writes one too
-  --resume                  go on from the newest checkpoint in the log folder
+  --resume [RUN]            go on from the newest checkpoint in the log folder, or of the log RUN
   --data DIR  --out DIR     folders of the data (data/) and of the logs (logs/)
   --tensorboard DIR         write scalars there too
 
@@ -55,6 +55,7 @@ set_up() {
 # The node list of SLURM or the usual variables, in torchrun's words.
 rendezvous() {
     local nodes="${NNODES:-${SLURM_NNODES:-1}}"
+    [[ "$nodes" =~ ^[1-9][0-9]{0,4}$ ]] || fail "NNODES=$nodes: expected a number of nodes"
     if [ "$nodes" = 1 ]; then
         echo --standalone
         return
@@ -101,8 +102,26 @@ train() {
     if [ "$nodes" = --standalone ] && [ "$processes" = 1 ]; then
         exec "$PY" "$trainer" "${arguments[@]}"
     fi
+    # torchrun is a process group of its own, so that a signal reaches it once, from here; what it says of a run
+    # that ended early is followed by what that run said last.
+    LAST_WORDS="$(mktemp)"
+    export LAST_WORDS
+    set -m
     # shellcheck disable=SC2086  # $nodes is several words
-    exec "$PY" -m torch.distributed.run $nodes --nproc-per-node="$processes" "$trainer" "${arguments[@]}"
+    "$PY" -m torch.distributed.run $nodes --nproc-per-node="$processes" "$trainer" "${arguments[@]}" </dev/null &
+    local torchrun=$! status=0 signal
+    for signal in HUP INT TERM; do
+        # shellcheck disable=SC2064  # its number as it is now
+        trap "kill -$signal $torchrun" "$signal"
+    done
+    wait "$torchrun" || status=$?
+    while kill -0 "$torchrun" 2>/dev/null; do # a signal interrupts `wait`
+        status=0
+        wait "$torchrun" || status=$?
+    done
+    cat "$LAST_WORDS" >&2
+    rm "$LAST_WORDS"
+    exit "$status"
 }
 
 case "${1:-}" in
@@ -121,6 +140,9 @@ case "${1:-}" in
         exec "$PY" -m records "${@:2}"
         ;;
     *)
+        for argument; do
+            case "$argument" in -h | --help) help && exit ;; esac
+        done
         set_up
         train "$@"
         ;;

@@ -10,6 +10,7 @@ that is the optimizer, its hyperparameters and schedules, and the initialisation
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from platform import python_version
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run catches signals: no traceback of an import
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -28,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.shards import ShardError, list_shards, read_shard
+from data.shards import ShardError, fact_differences, foreign_shard, open_shards, shard_facts
 from optimizers import AROUND, STEPS, MatrixOptimizer
 from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
@@ -50,6 +54,7 @@ from records.run.recipe import (
     tables_in,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
+from records.run.signals import catch_signals, last_words, say
 
 ROOT = Path(__file__).resolve().parent
 
@@ -120,19 +125,19 @@ def plan_blocks(lengths: list[int], batch_tokens: int, steps: int) -> list[tuple
     blocks = [(shard, start) for shard, firsts in enumerate(starts) for start in firsts]
     if len(blocks) < steps:
         raise RunError(f"{steps} steps need as many blocks of {batch_tokens:,} tokens, the shards hold "
-                       f"{len(blocks)}. Fetch more data, or train with --steps {len(blocks)}.")
+                       f"{len(blocks)} ({sum(lengths):,} tokens of {steps * batch_tokens + 1:,}). "
+                       f"Fetch more data, or train with --steps {len(blocks)}.")
     return blocks[:steps]
 
 
 def read_block(shard: np.ndarray, start: int, track: Track, world: "World") -> tuple[Tensor, Tensor]:
     """This rank's inputs and targets [rows, context] (int64) of the block that begins at `start`."""
     share = track.batch_tokens // world.size
-    start += world.rank * share
-    tokens = shard[start : start + share + 1].astype(np.int64)
-    if tokens.max() >= track.token_limit:
-        raise ShardError(f"{shard.filename}: token {tokens.max()} at {start + tokens.argmax():,}, expected "
+    block = shard[start : start + track.batch_tokens + 1]
+    if block.max() >= track.token_limit:  # the whole block: all ranks stop at the same step
+        raise ShardError(f"{shard.filename}: token {block.max()} at {start + block.argmax():,}, expected "
                          f"below {track.token_limit}. Remove the file and fetch it again.")
-    rows = torch.from_numpy(tokens)
+    rows = torch.from_numpy(block[world.rank * share : (world.rank + 1) * share + 1].astype(np.int64))
     return rows[:-1].view(-1, track.context), rows[1:].view(-1, track.context)
 
 
@@ -164,12 +169,12 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
     track, shards = TRACKS[recipe.track], {}
     for split in ("train", "val"):
         folder = data / track.dataset
-        if not (files := list_shards(folder, split)):
+        if not (found := open_shards(folder, split)):
             raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
-        shards[split] = [read_shard(file) for file in files]
+        shards[split] = found
     val = shards["val"][0]
     if len(val) <= track.val_tokens:
-        raise RunError(f"{val.filename} holds {len(val)} of {track.val_tokens + 1} tokens.")
+        raise RunError(f"{val.filename} holds {len(val):,} of the {track.val_tokens + 1:,} tokens needed.")
     lengths = [len(shard) for shard in shards["train"]]
     return shards["train"], plan_blocks(lengths, track.batch_tokens, recipe.train_steps), val
 
@@ -414,15 +419,15 @@ def build_around(model: nn.Module, name: str, table: dict) -> Around:
 def value_at(knots: list[list], step: float) -> float:
     """At a step between knots [step, value, shape], from the knot before on; see Recipe for the shapes."""
     before = knots[0]
-    for knot in knots:
+    for knot in knots[1:]:
         if step < knot[0]:
-            x = (step - before[0]) / (knot[0] - before[0])
+            x = max((step - before[0]) / (knot[0] - before[0]), 0.0)
             shape = knot[2] if len(knot) > 2 else 1
             if isinstance(shape, list):
                 x = 1 / (1 + math.exp((shape[1] - x) / shape[2]))
             else:
                 x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
-            return before[1] + (knot[1] - before[1]) * max(x, 0.0)
+            return before[1] + (knot[1] - before[1]) * x
         before = knot
     return before[1]
 
@@ -462,27 +467,44 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
 # ------------------------------------------------------------------------------------------------------------
 # Checkpoints: written whole or not at all, the last two kept
 
+# What a checkpoint holds: `model` and `optimizers` are their state_dict()s, `curve` the validations so far.
+CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "recipe": str, "seeds": str,
+              "data": dict, "model": dict, "optimizers": list}  # fmt: skip
+
 
 def save_checkpoint(folder: Path, state: dict) -> Path:
-    """Write `state` below `folder`; a reader never sees half a file."""
+    """Write `state` below `folder`; a reader never sees half a file. Raises OSError or RuntimeError."""
     path = folder / f"run{state['run']:03d}_step{state['step']:06d}.pt"
+    temporary = path.with_suffix(".tmp")
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        for stray in folder.glob("*.tmp"):  # of a process that was killed too
+            stray.unlink()
     for old in sorted(folder.glob("*.pt"))[:-2]:
         old.unlink()
     return path
 
 
-def newest_checkpoint(out: Path) -> dict:
-    """The newest checkpoint below `out` that can be read; says which cannot. RunError if there is none."""
-    files = sorted(out.glob("*.checkpoints/*.pt"), key=lambda file: file.stat().st_mtime_ns)
+def newest_checkpoint(out: Path, run: Path) -> tuple[Path | None, dict]:
+    """The log and the newest good checkpoint of `run`, in `out` unless it says where; "*": of any run.
+
+    Says which checkpoints cannot be read. Raises RunError if none can.
+    """
+    out, name = run.parent if run.parent != Path() else out, re.sub(r"\.(txt|checkpoints)$", "", run.name)
+    files = sorted(out.glob(f"{name}.checkpoints/*.pt"), key=lambda file: file.stat().st_mtime_ns)
     for path in reversed(files):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if all(isinstance(state[key], kind) for key, kind in CHECKPOINT.items()):
+                return path.parent.with_suffix(".txt"), state
+            found = "not a run's"
         except Exception as error:  # whatever a damaged file raises
-            print(f"cannot read {path} ({type(error).__name__}); trying the one before", file=sys.stderr)
-    raise RunError(f"--resume: no good checkpoint in {out}/*.checkpoints/. --checkpoint-every N makes them.")
+            found = type(error).__name__
+        print(f"cannot read {path} ({found}); trying the one before", file=sys.stderr)
+    raise RunError(f"--resume: no good {out}/{name}.checkpoints/*.pt. --checkpoint-every N makes them.")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -617,31 +639,40 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
 
 
 def train(
-    recipe: Recipe, run: int, seed: int, world: World, log: RunLog, args: argparse.Namespace, state: dict
+    recipe: Recipe, seed: int, world: World, log: RunLog, args: argparse.Namespace, data: tuple, state: dict
 ) -> None:
-    """One training, from `state` (a checkpoint; empty for a new one) to the recipe's last step.
+    """One training, from `state` to the recipe's last step. state: a checkpoint, or of a new run its number,
+    recipe, seeds and data.
 
-    A signal ends it (SystemExit), a loss or gradient that is not finite too (RunError), with a checkpoint.
+    What ends it earlier leaves a checkpoint: a signal (SystemExit), a loss or gradient that is not finite, a
+    damaged shard, a log that cannot be written (RunError).
     """
-    track, (shards, blocks, val_shard) = TRACKS[recipe.track], open_data(args.data, recipe)
+    track, (shards, blocks, val_shard), run = TRACKS[recipe.track], data, state["run"]
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
-    if state:
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    if "step" in state:
+        try:
+            for part, saved in zip([model, *optimizers], [state["model"], *state["optimizers"]], strict=True):
+                part.load_state_dict(saved)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise RunError(f"--resume: the checkpoint does not fit: {str(error).splitlines()[0]}") from None
         log.line(f"resumed at step {state['step']}, world_size: {world.size}")
     first, curve = state.get("step", 0), state.get("curve", [])
     clock = Clock(world.barrier, state.get("seconds", 0.0))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     names = [f"lr.{name}" for name in ("embed", "head", "scalar", *recipe.patterns(), "matrix")]
 
-    def checkpoint(step: int) -> Path | None:
-        saved = {"run": run, "step": step, "seconds": clock.seconds, "curve": curve, "recipe": recipe.toml(),
-                 "seeds": args.seeds, "log": log.path.name, "model": model.state_dict(),
-                 "optimizers": [optimizer.state_dict() for optimizer in optimizers]}  # fmt: skip
-        return save_checkpoint(log.path.with_suffix(".checkpoints"), saved) if world.rank == 0 else None
+    def checkpoint(step: int) -> tuple[bool, str]:
+        """Whether it was written, and the checkpoint to go on from. Collective: every rank calls it."""
+        saved = state | {"step": step, "seconds": clock.seconds, "curve": curve, "model": model.state_dict(),
+                         "optimizers": [optimizer.state_dict() for optimizer in optimizers]}  # fmt: skip
+        folder = log.path.with_suffix(".checkpoints")
+        try:
+            return True, str(save_checkpoint(folder, saved) if world.rank == 0 else "")
+        except (OSError, RuntimeError) as error:
+            last = max(folder.glob("*.pt"), default="no checkpoint")
+            return False, f"{last} (step {step} could not be written: {str(error).splitlines()[0]})"
 
     log.line(f"seed: {seed}", (run, -1))
     board = args.tensorboard and args.tensorboard / f"{log.path.stem}-seed{seed}"
@@ -667,10 +698,16 @@ def train(
             clock.start()
         if step == recipe.train_steps:
             break
+        try:
+            batch = next(batches)
+        except ShardError as error:
+            clock.stop()
+            raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
-        loss = compute_gradients(net, optimizers, next(batches), args.micro_batch, world)
+        loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
-        total, stopping = world.sum(torch.stack([loss, torch.full_like(loss, len(STOP))])).tolist()
+        ends = torch.full_like(loss, len(STOP) + bool(log.error))
+        total, stopping = world.sum(torch.stack([loss, ends])).tolist()
         loss = total / track.batch_tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
             bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
@@ -680,21 +717,27 @@ def train(
             clock.stop()
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
-            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)}. Try a lower learning rate.")
+            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
         apply_update(optimizers)
         rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
         if stopping or (args.checkpoint_every and (step + 1) % args.checkpoint_every == 0):
             clock.stop()
-            path = checkpoint(step + 1)
+            written, path = checkpoint(step + 1)
+            if stopping and log.error:
+                raise RunError(f"{log.error}; --resume goes on from {path}")
             if stopping:
-                progress.say(f"stopped by a signal; go on with --resume from {path}")
+                progress.say(last_words(f"stopped by a signal; go on with --resume from {path}"))
                 raise SystemExit(128 + max(STOP, default=signal.SIGTERM))
+            if not written:
+                print(f"the run goes on, but keeps {path}", file=sys.stderr, flush=True)
             clock.start()
     log.line(told := f"seed {seed}: {verdict(curve, track.target)}", (run, recipe.train_steps + 1))
     progress.say(told)
     progress.close()
+    if log.error:
+        raise log.error
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -713,7 +756,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass; default: what memory holds")
     add("--checkpoint-every", type=int, metavar="N", help="a checkpoint every N steps; the last two are kept")
-    add("--resume", action="store_true", help="go on from the newest good checkpoint in the log folder")
+    add("--resume", type=Path, nargs="?", const="*", metavar="RUN", help="go on from the newest checkpoint")
     add("--data", type=Path, default=ROOT / "data", metavar="DIR", help="of fineweb10B/, nano/ (data)")
     add("--out", type=Path, default=ROOT / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
     add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
@@ -730,9 +773,15 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     try:
         open_data(data, recipe)
     except (RunError, ShardError):
+        if not data.is_dir():
+            raise RunError(f"--data {data}: no such folder. Make it to have the data fetched.") from None
+        folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
+        if foreign_shard(folder, name, track.shards, track.shard_tokens):
+            raise  # nothing is fetched into a folder with the user's own shards
         shards = math.ceil(recipe.train_steps / ((track.shard_tokens - 2) // track.batch_tokens))
         if shards > track.shards:
             raise RunError(f"{recipe.train_steps} steps need {shards} shards of {track.shards}") from None
+        shards = max([shards, *(int(file.stem[-6:]) for file in folder.glob("*_train_*.bin"))])  # fills gaps
         fetch = [track.fetch] + (["--shards", str(shards)] if track.shards > 1 else [])
     print(torch.cuda.device_count(), *fetch)
 
@@ -740,7 +789,7 @@ def print_plan(recipe: Recipe, data: Path) -> None:
 def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: dict) -> Recipe:
     """The recipe of the command line, the flattened script or the checkpoint, in which all must agree."""
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
-    written = embedded or (checkpoint.get("recipe") if not (args.recipe or changes) else None)
+    written = embedded or (None if args.recipe else checkpoint.get("recipe"))
     if written:
         recipe = parse_recipe(written, "embedded", TRACKS, STEPS, changes, arounds=AROUND)
     else:
@@ -757,34 +806,38 @@ def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: di
 
 def run(args: argparse.Namespace, embedded: str | None) -> None:
     """Train every seed of the command line, all in one log."""
-    checkpoint = newest_checkpoint(args.out) if args.resume else {}
+    resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
     recipe = choose_recipe(args, embedded, checkpoint)
     seeds, track = parse_seeds(args.seeds), TRACKS[recipe.track]
     if args.plan:
         return print_plan(recipe, args.data)
-    open_data(args.data, recipe)  # before anything is written
+    data = open_data(args.data, recipe)  # before anything is written
+    facts = shard_facts([*(data[0][index] for index in sorted({shard for shard, _ in data[1]})), data[2]])
+    if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
+        raise RunError(f"--resume: the run used other data (- then, + now): {told}")
     world = join_world()
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     asked += ["--compile"] if args.compile else []
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
     args.compile = args.compile or world.device.type == "cuda"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: STOP.append(signum))
+    catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
-    log = RunLog(args.out / checkpoint.get("log", name), resume=args.resume, writes=world.rank == 0)
-    if not args.resume:
-        own, steps = Path(__file__).read_text(), recipe.step_names()
-        script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
-        versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
-        facts = {"id": log.path.stem, "device": world.name, "world_size": world.size,
-                 "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
-                 "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
-                 "compiled": args.compile}  # fmt: skip
-        log.head(script, versions, facts, recipe.toml())
-    if world.rank == 0:
-        print(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}", flush=True)
-    for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
-        train(recipe, index, seed, world, log, args, checkpoint if index == checkpoint.get("run") else {})
+    with RunLog(resumed or args.out / name, resume=bool(resumed), writes=world.rank == 0) as log:
+        if not resumed:
+            own, steps = Path(__file__).read_text(), recipe.step_names()
+            script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
+            versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
+            told = {"id": log.path.stem, "device": world.name, "world_size": world.size,
+                    "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
+                    "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
+                    "compiled": args.compile}  # fmt: skip
+            log.head(script, versions, told | facts, recipe.toml())
+        if world.rank == 0:
+            say(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
+        new = {"recipe": recipe.toml(), "seeds": args.seeds, "data": facts}
+        for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
+            state = checkpoint if index == checkpoint.get("run") else new | {"run": index}
+            train(recipe, seed, world, log, args, data, state)
     if world.size > 1:
         dist.destroy_process_group()
     return None
@@ -792,16 +845,18 @@ def run(args: argparse.Namespace, embedded: str | None) -> None:
 
 def main(argv: list[str], embedded: str | None = None) -> None:
     """Run the command line; `embedded` is the recipe of a flattened script. Errors are told in one line."""
-    args, rank = parse_arguments(argv), os.environ.get("RANK", "0")
+    args, told = parse_arguments(argv), ""
     try:
         if args.recipes:
             print("\n".join(list_recipes(TRACKS, STEPS, AROUND)))
         else:
             run(args, embedded)
     except (RunError, RecipeError, ShardError, LogError) as error:
-        sys.exit(f"error: {error}" if rank == "0" else 1)
+        told = f"error: {error}"
     except torch.OutOfMemoryError:
-        sys.exit(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.")
+        told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
+    if told:
+        sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import tqdm
 
-from data.shards import ShardError, read_shard
+from data.shards import ShardError, foreign_shard, read_shard
 
 REPOSITORY = "kjj0/fineweb10B-gpt2"
 TRAIN_SHARDS = 103
@@ -101,10 +101,13 @@ def fetch_shard(path: Path) -> int:
 def fetch_fineweb(folder: str | Path, train_shards: int) -> None:
     """Make sure that the folder holds the validation shard and the first `train_shards` train shards, whole.
 
-    Whole shards are not touched. Raises FetchError, ValueError for a wrong number, OSError for the folder.
+    Whole shards are not touched, and nothing is put beside shards of another corpus. Raises FetchError,
+    ValueError for a wrong number, OSError for the folder.
     """
     folder = Path(folder)
     names = shard_names(train_shards)
+    if foreign := foreign_shard(folder, "fineweb", TRAIN_SHARDS, SHARD_TOKENS):
+        raise FetchError(f"{foreign} is no shard of FineWeb: nothing was fetched. Name another --data")
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in names if not is_whole(folder / name)]
     if not missing:

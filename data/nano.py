@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import read_shard, write_shard
+from data.shards import foreign_shard, read_shard, write_shard
 
 SYMPY_VERSION = "1.14.0"
 PIECE = 128  # bytes; the context of the nano track
@@ -27,11 +27,12 @@ SHARD_SHA256 = {
     "nano_train_000001.bin": "1dcc0bfcd995d630717c1ad926ebc7dc8a2a0b04307e9c41a1a0bdc05d8360db",
     "nano_val_000000.bin": "d0047c7aaa663f051ef9781dbdecf7b46844c91f40f3f31c57c0ff102da7e9b3",
 }
+TRAIN_TOKENS = 16_063_360
 DEFAULT_DATA = Path(__file__).resolve().parent
 
 
 class CorpusError(RuntimeError):
-    """sympy is missing or not the one the corpus is made of; the message holds the pip command."""
+    """sympy is missing or not the one the corpus is made of, or the folder holds another corpus."""
 
 
 def find_corpus() -> list[tuple[str, bytes]]:
@@ -80,11 +81,14 @@ def is_built(path: Path) -> bool:
 def build_nano(folder: str | Path) -> list[Path]:
     """Write the train and the validation shard into the folder unless they are there; return their paths.
 
-    Raises CorpusError when the installed sympy is not the corpus, OSError when the folder cannot be written.
+    Raises CorpusError when the installed sympy is not the corpus or the folder has shards of another, OSError
+    when the folder cannot be written.
     """
     train_path, val_path = paths = [Path(folder) / name for name in SHARD_SHA256]
     if all(is_built(path) for path in paths):
         return paths
+    if foreign := foreign_shard(folder, "nano", 1, TRAIN_TOKENS):
+        raise CorpusError(f"{foreign} is not of the nano corpus: nothing was written. Name another --data")
     contents = [contents for _, contents in find_corpus()]
     write_shard(val_path, cut_into_pieces(b"".join(contents[19::20])))
     del contents[19::20]

@@ -6,7 +6,10 @@ number of tokens, followed by that many little-endian uint16. Its name ends in `
 Source of the format: the llm.c / modded-nanoGPT `fineweb10B` files.
 """
 
+import hashlib
+import itertools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import numpy as np
 SHARD_MAGIC = 20240520
 SHARD_VERSION = 1
 SHARD_HEADER_BYTES = 256 * 4
+DIGEST_BYTES = 2**21  # of the head and of the tail of a shard
 
 
 class ShardError(ValueError):
@@ -45,16 +49,22 @@ def write_shard(path: str | Path, tokens: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_shard(path: str | Path) -> np.ndarray:
+def read_shard(path: str | Path) -> np.memmap:
     """Map the shard: a read-only uint16 array [tokens], read from disk only where it is touched.
 
-    Raises ShardError when the magic number, version or length of the file is wrong, and FileNotFoundError.
+    Raises ShardError when the magic number, version or length of the file is wrong or it cannot be read, and
+    FileNotFoundError when there is nothing.
     """
-    path = Path(path)
-    with open(path, "rb") as file:
-        header = np.frombuffer(file.read(SHARD_HEADER_BYTES), dtype=np.uint8)
-        size = os.fstat(file.fileno()).st_size
-    remedy = "Remove the file and make or fetch it again."
+    path, remedy = Path(path), "Remove the file and make or fetch it again."
+    try:
+        with open(path, "rb") as file:
+            header = np.frombuffer(file.read(SHARD_HEADER_BYTES), dtype=np.uint8)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise
+        to = f" (a link to {os.readlink(path)})" if path.is_symlink() else ""
+        raise ShardError(f"{path}: cannot be read{to}: {error.strerror}. {remedy}") from None
     if len(header) < SHARD_HEADER_BYTES:
         raise ShardError(
             f"{path}: cut short: expected a header of {SHARD_HEADER_BYTES} bytes, found {size} bytes. "
@@ -81,3 +91,73 @@ def list_shards(folder: str | Path, split: str) -> list[Path]:
     A folder without any, or that does not exist, gives an empty list.
     """
     return sorted(path for path in Path(folder).glob("*.bin") if path.stem.split("_")[-2:-1] == [split])
+
+
+def open_shards(folder: str | Path, split: str) -> list[np.memmap]:
+    """The shards of a split in name order, mapped. Raises ShardError unless they are whole, of one corpus,
+    numbered without a gap from 0 or 1, and one for validation; empty where there is none.
+    """
+    files = list_shards(folder, split)
+    if split == "val" and len(files) > 1:
+        raise ShardError(f"{folder}: expected one val shard, found {files[0].name} and {files[1].name}.")
+    if split != "val":
+        check_numbers(files)
+    return [read_shard(file) for file in files]
+
+
+def check_numbers(files: Sequence[Path]) -> None:
+    """Raises ShardError unless shards have one name, and numbers without gap from 0 or 1 in name order."""
+    stems = [file.stem.rpartition("_") for file in files]
+    for file, (name, _, number) in zip(files, stems, strict=True):
+        if not number.isdecimal():
+            raise ShardError(f"{file}: expected a name that ends in a number, _000001.bin. Rename the file.")
+        if name != stems[0][0]:
+            raise ShardError(f"{file}: expected shards of one corpus, found {files[0].name} too. "
+                             "Keep one of them in the folder.")  # fmt: skip
+    numbers = [int(number) for _, _, number in stems]
+    counted = itertools.count(min([1, *numbers[:1]]))
+    for file, found, expected in zip(files, numbers, counted, strict=False):
+        if found != expected:
+            raise ShardError(f"{file}: expected number {expected} next in name order, found {found}. "
+                             "Fetch or make what is missing, remove what is double.")  # fmt: skip
+
+
+def digest(path: str | Path) -> str:
+    """16 hex digits of the SHA-256 of a shard's first and last 2 MiB: cheap, and it tells corpora apart."""
+    with open(path, "rb") as file:
+        hashed = hashlib.sha256(file.read(DIGEST_BYTES))
+        file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - DIGEST_BYTES))
+        hashed.update(file.read())
+    return hashed.hexdigest()[:16]
+
+
+def shard_facts(shards: Sequence[np.memmap]) -> dict[str, str]:
+    """Which data this is, for a log: "shard NAME" -> its size and digest."""
+    files = [(Path(str(shard.filename)), len(shard)) for shard in shards]
+    return {f"shard {file.name}": f"{tokens:,} tokens, digest {digest(file)}" for file, tokens in files}
+
+
+def fact_differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What only `then` says (-) and what only `now` does (+), in one line; empty where they agree."""
+    sides = (("-", then.items() - now.items()), ("+", now.items() - then.items()))
+    return "; ".join(f"{sign} {name}: {told}" for sign, side in sides for name, told in sorted(side))
+
+
+def foreign_shard(folder: str | Path, name: str, train_shards: int, tokens: int) -> Path | None:
+    """A shard in the folder that is not of a dataset: the user's own, never to be mixed or written over.
+
+    The dataset's are `<name>_val_000000.bin` and `<name>_train_000001.bin` to number `train_shards`, each of
+    `tokens` tokens but the last of many. What has such a name but is no whole shard counts as a broken one.
+    """
+    own: dict[str, int | None] = {f"{name}_train_{n:06d}.bin": tokens for n in range(1, train_shards + 1)}
+    own |= {f"{name}_val_000000.bin": None}
+    own |= {f"{name}_train_{train_shards:06d}.bin": None} if train_shards > 1 else {}
+    for path in sorted(Path(folder).glob("*.bin")):
+        try:
+            found = len(read_shard(path))
+        except (ShardError, FileNotFoundError):
+            found = 0
+        expected = own.get(path.name)
+        if path.name not in own or (found and expected and found != expected):
+            return path
+    return None

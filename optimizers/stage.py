@@ -1,11 +1,11 @@
 """An update is a row of stages; a method of the field is a named row with its defaults.
 
-    memory        G -> u    what is kept of past gradients
-    precondition  u -> D    other axes, other sizes
-    direction     D -> U    what the step does with singular values or rows
-    normalise     U -> U    one size for neurons or entries
-    scale         W -> c    U <- c U by the matrix's shape
-    land          W, U -> W decay, floor, radius, step
+    memory        G -> u     what is kept of past gradients
+    precondition  u -> D     other axes, other sizes
+    direction     D -> U     what the step does with singular values or rows
+    normalise     U -> U     one size for neurons or entries
+    scale         W -> c     the update is c U: its size by the matrix's shape
+    land          W, cU -> W decay, floor, radius, step
 
 A stage is a function. Its positional arguments name what it takes of W (weight [..., m, n]: m outputs = rows,
 n inputs = columns), G (gradient), u, D, U (of W's shape), t (the matrix's count of steps, from 1, [..., 1,
@@ -13,7 +13,8 @@ n inputs = columns), G (gradient), u, D, U (of W's shape), t (the matrix's count
 every `refresh_every` steps: true or false where the caller counts steps on the host, None where t has to say
 it) and state (a dict of tensors with W's leading dimensions). Its keyword arguments are its hyperparameters,
 each annotated with its range and meaning: said there and nowhere else. All but `land` return a tensor of
-their own or one they were given, and change nothing but the state; `land` changes W.
+their own or one they were given, and change nothing but the state; `land` changes W. A direction may give
+(U, c) with c [..., m, 1], so that rows are divided where the step is taken: a pass over the matrix less.
 """
 
 import difflib
@@ -82,30 +83,33 @@ class Hyperparameter:
             for number in value:
                 Hyperparameter(self.name, 0.0, float, self.within, "").check(number, where)
             return
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        whole = isinstance(value, int) and number
-        if not (
-            (float in self.kinds and number)
-            or (int in self.kinds and whole)
-            or (bool in self.kinds and isinstance(value, bool))
-            or (str in self.kinds and isinstance(value, str))
-        ):
+        kind = float if type(value) is int and float in self.kinds else type(value)
+        if kind not in self.kinds:
             raise TypeError(f"{where}: {self.name} is {value!r}; expected {self.expected}")
-        inside = value in self.choices if self.choices else not number or in_interval(value, self.within)
-        if not inside:
+        low, high = self.bounds
+        if value not in self.choices if self.choices else kind in (int, float) and not low <= value <= high:
             raise ValueError(f"{where}: {self.name} is {value!r}; expected {self.expected}")
 
-    @property
+    @functools.cached_property
     def kinds(self) -> tuple[type, ...]:
         """The plain types a value may have, without Tensor."""
-        parts = typing.get_args(self.type) or (self.type,)
         if typing.get_origin(self.type) is tuple:
             return (tuple,)
-        return tuple(part for part in parts if part is not Tensor)
+        return tuple(part for part in typing.get_args(self.type) or (self.type,) if part is not Tensor)
 
-    @property
+    @functools.cached_property
     def choices(self) -> tuple[str, ...]:
         return tuple(self.within.split(" | ")) if str in self.kinds and self.within else ()
+
+    @functools.cached_property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest float of the interval; of "" and of choices, of all finite ones."""
+        match = re.fullmatch(
+            r"([\[(])([^,]+), ([^,]+)([\])])", "(-inf, inf)" if self.choices else self.within
+        )
+        low, high = (float(match[2]), float(match[3])) if match else (-math.inf, math.inf)
+        low = math.nextafter(low, math.inf) if not match or match[1] == "(" else low
+        return low, math.nextafter(high, -math.inf) if not match or match[4] == ")" else high
 
     @property
     def expected(self) -> str:
@@ -116,24 +120,6 @@ class Hyperparameter:
         words |= {tuple: "numbers", type(None): "nothing (off)"}
         told = " or ".join(words[kind] for kind in self.kinds)
         return f"{told} in {self.within}" if self.within else told
-
-
-@functools.cache
-def interval(text: str) -> tuple[float, bool, float, bool]:
-    """(low, whether low counts, high, whether high counts) of "[0, 1)"."""
-    match = re.fullmatch(r"([\[(])([^,]+), ([^,]+)([\])])", text)
-    assert match, text
-    return float(match[2]), match[1] == "[", float(match[3]), match[4] == "]"
-
-
-def in_interval(value: float, text: str) -> bool:
-    """Whether a number lies in "[0, 1)"; in "" every finite one does."""
-    if not text:
-        return math.isfinite(value)
-    low, low_counts, high, high_counts = interval(text)
-    return (low <= value if low_counts else low < value) and (
-        value <= high and math.isfinite(value) if high_counts else value < high
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -386,46 +372,56 @@ def checked(row: Row, function: Callable[..., None], doc: str | None) -> Step:
     return typing.cast(Step, step)
 
 
+Call = tuple[Stage, dict[str, Any]]  # a stage and its hyperparameters
+
+
 def update(
     row: Row, weight: Tensor, grad: Tensor, state: State, refresh: bool | None = None, **values: Any
 ) -> None:
     """One update of a row of stages. Where every stage treats rows by themselves, block by block of rows."""
     shaped = row.stage("scale")
     scale = shaped.function(weight) if shaped else 1.0
-    apart = all(stage.by_rows and all(is_off(values[name]) for name in stage.unless) for stage in row.stages)
+    calls = calls_of(row, values)
+    apart = all(stage.by_rows and all(is_off(own[name]) for name in stage.unless) for stage, own in calls)
     if apart and state and all(tensor.shape[-2] == weight.shape[-2] for tensor in state.values()):
         for W, G, *held in row_blocks(weight, grad, *state.values()):
-            flow(row, W, G, dict(zip(state, held, strict=True)), values, scale, refresh)
+            flow(calls, given_at_first(row, W, G, dict(zip(state, held, strict=True)), refresh), scale)
     else:
-        flow(row, weight, grad, state, values, scale, refresh)
+        flow(calls, given_at_first(row, weight, grad, state, refresh), scale)
 
 
-def flow(
-    row: Row, W: Tensor, G: Tensor, state: State, values: Mapping[str, Any], scale: float,
-    refresh: bool | None,
-) -> None:  # fmt: skip
-    """The row's stages, one after the other, each taking by name what those before it gave."""
-    pass_through(row, given_at_first(row, W, G, state, refresh), values, scale)
+def calls_of(row: Row, values: Mapping[str, Any]) -> list[Call]:
+    """The row's stages with their hyperparameters by their own names; not the scale, which has none."""
+    return [
+        (stage, {key.name: values[name] for key, name in zip(stage.hyperparameters, names, strict=True)})
+        for stage, names in zip(row.stages, row.keywords, strict=True)
+        if stage.kind != "scale"
+    ]
 
 
 def given_at_first(row: Row, W: Tensor, G: Tensor, state: State, refresh: bool | None) -> dict[str, Any]:
     """What the first stage of a row may take; every step passes here once."""
-    given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "state": state, "refresh": refresh}
+    given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "c": 1.0, "state": state}
     if row.takes("t"):
         given["t"] = count_step(state, W)
     if row.takes("seed"):
         given["seed"] = matrix_seed(state, W)
-    return given
+    return given | {"refresh": refresh}
 
 
-def pass_through(row: Row, given: dict[str, Any], values: Mapping[str, Any], scale: float) -> None:
-    """Calls the row's stages on what they take of `given`, which keeps what they give."""
-    for stage, names in zip(row.stages, row.keywords, strict=True):
-        if stage.kind == "scale":
-            given["U"] = given["U"] if scale == 1 else scale * given["U"]
-            continue
-        own = {keyword.name: values[name] for keyword, name in zip(stage.hyperparameters, names, strict=True)}
-        result = stage.function(*(given[name] for name in stage.takes), **own)
+def flow(calls: Iterable[Call], given: dict[str, Any], scale: float) -> None:
+    """Calls the stages one after the other, each on what it takes of `given`, which keeps what it gives.
+
+    The update is c U. A stage that does not take c gets U multiplied out.
+    """
+    for stage, own in calls:
+        if stage.kind == "land" and scale != 1:
+            given["c"] = given["c"] * scale
+        if "U" in stage.takes and "c" not in stage.takes:
+            given["U"], given["c"] = multiplied(given["U"], given["c"]), 1.0
+        result = stage.function(*[given[name] for name in stage.takes], **own)
+        if type(result) is tuple:
+            result, given["c"] = result
         for name in GIVES.get(stage.kind, ()):
             given[name] = result
 
@@ -437,26 +433,28 @@ def halves(step: Step) -> tuple[Callable[..., None], Callable[..., None]]:
     direct(weight, grad, ...) puts the direction where `weight` was, which has to be a copy; land(weight,
     direction, ...) takes it in the gradient's place. Raises ValueError where the landing needs more.
     """
-    row = step.row
-    landing = row.stage("land")
-    if landing is None or not {"W", "U", "state", "t"}.issuperset(landing.takes):
+    row, shaped, landing = step.row, step.row.stage("scale"), step.row.stage("land")
+    if landing is None or not {"W", "U", "c", "state", "t"}.issuperset(landing.takes):
         raise ValueError(f"{row.name} cannot be coupled; expected a row whose land stage takes W and U only")
-    head = replace(row, stages=row.stages[:-1], keywords=row.keywords[:-1])
-    tail = replace(row, stages=row.stages[-1:], keywords=row.keywords[-1:])
-    shaped = row.stage("scale")
 
     def direct(
         weight: Tensor, grad: Tensor, state: State, *, refresh: bool | None = None, **values: Any
     ) -> None:
         given = given_at_first(row, weight, grad, state, refresh)
-        pass_through(head, given, values, shaped.function(weight) if shaped else 1.0)
-        weight.copy_(given["U"])
+        scale = shaped.function(weight) if shaped else 1.0
+        flow(calls_of(row, values)[:-1], given, scale)
+        weight.copy_(multiplied(given["U"], given["c"] * scale))
 
     def land(weight: Tensor, direction: Tensor, state: State, **values: Any) -> None:
-        given = {"W": weight, "U": direction, "state": state, "t": state.get("step")}
-        pass_through(tail, given, values, 1.0)
+        given = {"W": weight, "U": direction, "c": 1.0, "state": state, "t": state.get("step")}
+        flow(calls_of(row, values)[-1:], given, 1.0)
 
     return direct, land
+
+
+def multiplied(U: Tensor, c: Scalar) -> Tensor:
+    """c U, and U itself where c is the number 1."""
+    return U if not isinstance(c, Tensor) and c == 1 else c * U
 
 
 def buffer(state: State, name: str, weight: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -186,3 +186,11 @@ def test_the_command_honours_the_environment(hub, tmp_path, offline, message):
     )
     assert result.returncode == 1
     assert hub.url in result.stderr and message in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["own_train_000001.bin", "fineweb_train_000001.bin"])
+def test_a_folder_with_another_corpus_is_left_alone(hub, tmp_path, capsys, name):
+    write_shard(tmp_path / "fineweb10B" / name, np.arange(100))
+    assert fetch(tmp_path, 1) == 1
+    assert f"{name} is no shard of FineWeb: nothing was fetched" in capsys.readouterr().err
+    assert hub.gets == [] and len(read_shard(tmp_path / "fineweb10B" / name)) == 100

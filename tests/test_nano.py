@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import nano
-from data.shards import read_shard
+from data.shards import read_shard, write_shard
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -92,3 +92,11 @@ def test_the_command_imports_neither_sympy_nor_torch(folder):
     output = subprocess.check_output([sys.executable, "-c", code], cwd=PROJECT, text=True)
     assert "nano_train_000001.bin 16,063,360 tokens" in output
     assert output.splitlines()[-1] == "0 set()"
+
+
+def test_a_folder_with_another_corpus_is_left_alone(tmp_path, capsys):
+    own = tmp_path / "nano" / "nano_train_000001.bin"
+    write_shard(own, np.arange(100))
+    assert nano.main(["--data", str(tmp_path)]) == 1
+    assert "is not of the nano corpus: nothing was written" in capsys.readouterr().err
+    assert len(read_shard(own)) == 100 and len(list(own.parent.iterdir())) == 1

@@ -92,3 +92,31 @@ def test_the_clock_stands_still_between_stop_and_start(monkeypatch):
     now[0] = 251.0
     clock.stop()
     assert clock.seconds == 9.0 and len(waits) == 4
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """The disk is full in the middle of a line."""
+    log = started(tmp_path / "a.txt")
+    log.line("precious")
+    whole = (tmp_path / "a.txt").read_bytes()
+
+    class Full(type(log.files[0])):
+        def write(self, data):
+            if len(data) < 5:
+                raise OSError(28, "No space left on device")
+            return super().write(data[:5])
+
+    log.files[0] = Full(tmp_path / "a.txt", "r+")
+    log.files[0].seek(0, 2)
+    log.line("step:1/9 val_loss:5.0", (0, 1))
+    log.line("more", (0, 2))
+    assert (tmp_path / "a.txt").read_bytes() == whole
+    assert "No space left on device" in str(log.error)
+
+
+def test_only_a_start_that_fails_removes_its_log(tmp_path):
+    for name, position in (("failed", (0, -1)), ("trained", (0, 0))):
+        with pytest.raises(ZeroDivisionError), RunLog(tmp_path / f"{name}.txt", False, True) as log:
+            log.line("text", position)
+            log.line(f"{1 / 0}")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["trained.jsonl", "trained.txt"]

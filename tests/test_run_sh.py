@@ -1,11 +1,16 @@
 """run.sh: what it starts, with the Python that runs these tests."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from data.shards import write_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +25,13 @@ def run_sh(*options: str, **environment: str) -> subprocess.CompletedProcess:
     }
     command = [ROOT / "run.sh", *options]
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
+
+
+def own_data(folder: Path) -> Path:
+    """A data folder with a user's own nano shards, for 14 steps."""
+    write_shard(folder / "nano" / "zmine_train_000001.bin", np.arange(30_000) % 251)
+    write_shard(folder / "nano" / "zmine_val_000000.bin", np.arange(70_000) % 251)
+    return folder
 
 
 def test_help_fits_one_screen():
@@ -84,3 +96,42 @@ def test_torchrun_gets_the_rendezvous(nano_data, tmp_path, environment, expected
 def test_two_nodes_need_an_address(nano_data):
     told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES="2")
     assert told.returncode == 1 and "MASTER_ADDR" in told.stderr
+
+
+@pytest.mark.parametrize("nodes", ["abc", "0", "-1", "2 3"])
+def test_a_number_of_nodes_is_checked(nano_data, nodes):
+    told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES=nodes)
+    assert told.returncode == 1 and f"NNODES={nodes}: expected a number of nodes" in told.stderr
+
+
+def test_help_is_answered_wherever_it_stands():
+    assert run_sh("--recipe", "muon", "--help").stdout == run_sh("--help").stdout
+
+
+def test_own_shards_too_short_are_told_and_never_mixed_with_the_tracks(tmp_path):
+    data = own_data(tmp_path)
+    told = run_sh("--steps", "20", "--data", str(data), "--out", str(tmp_path / "logs"))
+    assert told.returncode == 1 and "the shards hold 14 (30,000 tokens of 40,961)" in told.stderr
+    assert len(list((data / "nano").iterdir())) == 2 and not (tmp_path / "logs").exists()
+
+
+def test_a_mistyped_data_folder_is_not_made(tmp_path):
+    told = run_sh("--steps", "2", "--data", str(tmp_path / "typo"))
+    assert told.returncode == 1 and f"{tmp_path / 'typo'}: no such folder" in told.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_where_to_go_on_is_the_last_thing_that_two_stopped_processes_say(tmp_path):
+    options = ("--recipe", "muon", "--steps", "14", "--nproc", "2", "--checkpoint-every", "1")
+    command = [ROOT / "run.sh", *options, "--data", own_data(tmp_path), "--out", tmp_path / "logs"]
+    settings = {**os.environ, "VENV": "none", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.Popen(command, env=settings, stdout=-1, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("logs/*.checkpoints/*.pt")):
+        assert run.poll() is None and time.time() < deadline, run.communicate()
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    told = run.communicate(timeout=120)[0]
+    assert "stopping after this step; again to stop now" in told
+    assert told.splitlines()[-1].startswith("stopped by a signal; go on with --resume from ")
+    assert run.returncode != 0

@@ -1,6 +1,7 @@
 """The shard format: what is written is read back, and a file that is not a whole shard says so."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from data.shards import ShardError, list_shards, read_shard, write_shard
+from data.shards import (
+    DIGEST_BYTES,
+    ShardError,
+    check_numbers,
+    digest,
+    fact_differences,
+    foreign_shard,
+    list_shards,
+    read_shard,
+    shard_facts,
+    write_shard,
+)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,3 +102,74 @@ def test_shards_are_listed_by_split_in_name_order(tmp_path):
     assert [path.name for path in list_shards(tmp_path, "train")] == ["b_train_1.bin", "b_train_2.bin"]
     assert [path.name for path in list_shards(tmp_path, "val")] == ["my_train_text_val_000000.bin"]
     assert list_shards(tmp_path / "absent", "train") == []
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("gone.bin"), lambda path: path.mkdir()])
+def test_what_cannot_be_read_as_a_file_is_named(tmp_path, make):
+    path = tmp_path / "a_train_000001.bin"
+    make(path)
+    with pytest.raises(ShardError, match=f"{path}: cannot be read"):
+        read_shard(path)
+
+
+# -- which shards belong together
+
+
+@given(first=st.sampled_from([0, 1]), count=st.integers(1, 12), data=st.data())
+def test_numbers_without_gap_pass_and_one_left_out_does_not(first, count, data):
+    files = [Path(f"a_train_{number:06d}.bin") for number in range(first, first + count)]
+    check_numbers(files)
+    if count > 2:
+        del files[data.draw(st.integers(1, count - 2))]
+        with pytest.raises(ShardError, match=r"expected number \d+ next in name order, found \d+"):
+            check_numbers(files)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["a_train_000001", "a_train_000005"], "a_train_000005.bin: expected number 2"),
+        (["a_train_000001", "a_train_1"], "a_train_1.bin: expected number 2 next in name order, found 1"),
+        (["a_train_1", "a_train_10", "a_train_2"], "expected number 2 next in name order, found 10"),
+        (["a_train_000003"], "expected number 1 next"),
+        (["a_train_000001", "b_train_000002"], "b_train_000002.bin: expected shards of one corpus"),
+        (["a_train_first"], "a name that ends in a number"),
+    ],
+)
+def test_gaps_doubles_and_mixtures_are_named(names, told):
+    with pytest.raises(ShardError, match=told):
+        check_numbers([Path(f"{name}.bin") for name in names])
+
+
+def test_the_digest_sees_size_head_and_tail(tmp_path):
+    path, tokens = tmp_path / "a_train_000001.bin", np.zeros(3 * DIGEST_BYTES // 2, np.uint16)
+    seen = set()
+    for place in (None, 0, -1):
+        changed = tokens.copy()
+        if place is not None:
+            changed[place] = 1
+        write_shard(path, changed)
+        seen.add(digest(path))
+    write_shard(path, tokens[:-1])
+    assert len(seen | {digest(path)}) == 4
+
+
+def test_facts_name_what_differs(tmp_path):
+    for name, tokens in (("a_train_000001", [1, 2, 3]), ("a_val_000000", [4, 5])):
+        write_shard(tmp_path / f"{name}.bin", tokens)
+    shards = [read_shard(file) for file in sorted(tmp_path.glob("*.bin"))]
+    then, now = shard_facts(shards), shard_facts(shards[:1])
+    assert then["shard a_train_000001.bin"].startswith("3 tokens, digest ")
+    assert fact_differences(then, then) == ""
+    assert fact_differences(then, now).startswith("- shard a_val_000000.bin: 2 tokens")
+
+
+def test_a_users_own_shard_is_told_from_a_datasets(tmp_path):
+    write_shard(tmp_path / "a_train_000001.bin", np.zeros(100, int))
+    write_shard(tmp_path / "a_train_000002.bin", np.zeros(40, int))  # the last one may be shorter
+    (tmp_path / "a_val_000000.bin").write_bytes(b"cut")
+    assert foreign_shard(tmp_path, "a", 2, 100) is None
+    write_shard(tmp_path / "b_train_000001.bin", [1])
+    assert foreign_shard(tmp_path, "a", 2, 100) == tmp_path / "b_train_000001.bin"
+    write_shard(tmp_path / "a_train_000001.bin", np.zeros(30, int))
+    assert foreign_shard(tmp_path, "a", 2, 100) == tmp_path / "a_train_000001.bin"

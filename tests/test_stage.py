@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizers import STAGES, STEPS, MatrixOptimizer
-from optimizers.stage import KINDS, exchanged, in_interval, interval, named_step, step_function
+from optimizers.stage import KINDS, Hyperparameter, exchanged, named_step, step_function
 from optimizers.stages.precondition import sign
 
 
@@ -58,15 +58,30 @@ def test_every_default_of_a_method_is_in_its_range():
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(value=st.floats(), name=st.sampled_from(["lr", "momentum", "weight_decay", "update_floor"]))
 def test_a_number_out_of_its_range_never_passes(value, name):
-    within = STEPS["muon"].row.hyperparameters[name].within
-    low, low_counts, high, _ = interval(within)
-    inside = math.isfinite(value) and (low <= value if low_counts else low < value) and value < high
-    assert in_interval(value, within) == inside
+    below = {"[0, 1)": 1, "[0, inf)": math.inf}[STEPS["muon"].row.hyperparameters[name].within]
+    inside = 0 <= value < below
     weight = torch.ones(2, 2)
     if not inside:
         with pytest.raises(ValueError, match=f"muon: {name} is .*; expected a number in "):
             STEPS["muon"](weight, weight, {}, **{name: value})
         assert torch.equal(weight, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("within", "inside", "outside"),
+    [
+        ("(0, 1]", (1e-300, 1), (0, 1.0000001)),
+        ("[1, inf)", (1, 1e308), (0.999, math.inf)),
+        ("", (-1e308,), (math.nan,)),
+    ],
+)
+def test_the_ends_of_an_interval_count_as_its_brackets_say(within, inside, outside):
+    keyword = Hyperparameter("x", 0.5, float, within, "")
+    for value in inside:
+        keyword.check(value, "made")
+    for value in outside:
+        with pytest.raises(ValueError, match="made: x is"):
+            keyword.check(value, "made")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import train_gpt
 from data.shards import ShardError, write_shard
 from records.judge.logs import read_log
+from records.run.run_log import RunLog
 from train_gpt import GPT, STEPS, TRACKS, RunError, World
 
 ROOT = Path(train_gpt.__file__).parent
@@ -444,9 +445,153 @@ def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_pa
             assert all(torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
         else:
             train_gpt.apply_update(optimizers)
+def test_the_log_says_which_data_was_used(small_track, tmp_path):
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", data=small_track)
+    told = [fact for fact in read_log(log).facts if fact.startswith("shard ")]
+    assert [re.sub("digest [0-9a-f]{16}$", "", fact) for fact in told] == [
+        "shard nano_train_000001.bin: 30,000 tokens, ",  # ten steps do not reach the second shard
+        "shard nano_val_000000.bin: 4,000 tokens, ",
+    ]
+
+
+def test_resume_on_other_data_shows_the_difference(small_track, tmp_path):
+    train(tmp_path / "logs", "--recipe", "muon", "--steps", "8", "--checkpoint-every", "4", data=small_track)
+    write_shard(small_track / "nano" / "nano_val_000000.bin", np.arange(4000) % 250)
+    told = refusal("--resume", out=tmp_path / "logs", data=small_track)
+    assert "other data" in told and "- shard nano_val_000000.bin" in told and "+ shard nano_val" in told
+    assert "nano_train" not in told
+
+
+@pytest.mark.parametrize("ending", ["", ".txt", ".checkpoints"])
+def test_resume_takes_the_name_of_a_log(small_track, tmp_path, ending):
+    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
+    logs = [train(tmp_path / "logs", *options, "--seeds", seed, data=small_track) for seed in "12"]
+    before = [log.read_text() for log in logs]
+    train_gpt.main(
+        ["--out", str(tmp_path / "logs"), "--data", str(small_track), "--resume", logs[0].stem + ending]
+    )
+    assert [log.read_text() for log in logs] == [f"{before[0]}resumed at step 8, world_size: 1\n", before[1]]
+
+
+def test_options_beside_resume_are_compared_with_the_runs_own_recipe(small_track, tmp_path):
+    train(tmp_path / "logs", "--recipe", "nora", "--steps", "8", "--checkpoint-every", "4", data=small_track)
+    told = refusal("--resume", "--set", "matrix.lr=0.5", out=tmp_path / "logs", data=small_track)
+    assert "+ lr = 0.5" in told and "muon" not in told and told.count("; ") == 1
+
+
+@pytest.mark.parametrize("found", [{"a": 1}, [1, 2], {"run": 0, "step": "four"}])
+def test_a_foreign_checkpoint_is_named_and_passed_over(small_track, tmp_path, capsys, found):
+    foreign = tmp_path / "logs" / "other.checkpoints" / "run000_step000004.pt"
+    foreign.parent.mkdir(parents=True)
+    torch.save(found, foreign)
+    assert "no good" in refusal("--resume", out=tmp_path / "logs", data=small_track)
+    assert f"cannot read {foreign}" in capsys.readouterr().err
+
+
+def test_a_run_that_lives_is_not_resumed(nano_data, tmp_path):
+    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2")
+    run = launch(tmp_path / "logs", *options, data=nano_data)
+    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
+    told = refusal("--resume", out=tmp_path / "logs", data=nano_data)
+    run.kill()
+    run.communicate()
+    assert f"is being written by process {run.pid} on " in told
+
+
+def test_the_first_signal_answers_and_the_second_ends_the_run(nano_data, tmp_path):
+    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", "--micro-batch", "1")
+    run = launch(tmp_path / "logs", *options, data=nano_data)
+    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
+    run.send_signal(signal.SIGINT)
+    assert run.stderr.readline() == "stopping after this step; again to stop now\n"
+    run.send_signal(signal.SIGINT)
+    told, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGINT and "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_terminal_that_goes_leaves_a_checkpoint(nano_data, tmp_path):
+    """SIGHUP, and nobody reads what is printed."""
+    run = launch(tmp_path / "logs", "--recipe", "muon", "--steps", "400", data=nano_data)
+    wait_for(tmp_path / "logs", "*.txt", run)
+    run.stdout.close()
+    run.stderr.close()
+    while "step:25/" not in next((tmp_path / "logs").glob("*.txt")).read_text():  # printing did not end it
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(timeout=60) == 128 + signal.SIGHUP
+    assert list((tmp_path / "logs").glob("*.checkpoints/*.pt"))
 
 
 # -- when things go wrong
+
+
+def spoil(shard: Path, place: int, token: int) -> None:
+    tokens = np.fromfile(shard, "<u2")
+    tokens[512 + place] = token
+    tokens.tofile(shard)
+
+
+def test_a_bad_token_leaves_a_checkpoint_of_the_step_before(small_track, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.shards.DIGEST_BYTES", 1000)  # the shard is small: its digest sees every token
+    shard = small_track / "nano" / "nano_train_000001.bin"
+    spoil(shard, 5 * 1024 + 10, 300)
+    told = refusal("--recipe", "muon", "--steps", "8", out=tmp_path / "logs", data=small_track)
+    (checkpoint,) = tmp_path.glob("logs/*.checkpoints/*.pt")
+    assert f"token 300 at {5 * 1024 + 10:,}" in told and str(checkpoint) in told and "step000005" in told
+    spoil(shard, 5 * 1024 + 10, (5 * 1024 + 10) % 251)  # mended, the run goes on to the digits of a whole one
+    log = train(tmp_path / "logs", "--resume", data=small_track)
+    whole = train(tmp_path / "whole", "--recipe", "muon", "--steps", "8", data=small_track)
+    assert val_losses(log) == val_losses(whole)
+
+
+def test_a_full_disk_costs_a_checkpoint_not_the_run(small_track, tmp_path, monkeypatch, capsys):
+    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
+    save = torch.save
+
+    def full(state, path):
+        save(state, path)
+        if state["step"] == 8:
+            os.truncate(path, 1000)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    log = train(tmp_path / "logs", *options, data=small_track)
+    (kept,) = log.with_suffix(".checkpoints").iterdir()
+    assert f"keeps {kept} (step 8 could not be written: [Errno 28] No space" in capsys.readouterr().err
+    assert len(val_losses(log)[0]) == 2
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_a_checkpoint(small_track, tmp_path, monkeypatch):
+    write = RunLog._append
+
+    class Full:
+        def __init__(self, file):
+            self.name, self.tell, self.truncate = file.name, file.tell, file.truncate
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    def append(log, file, text):
+        write(log, Full(file) if "step:10/" in text else file, text)
+
+    monkeypatch.setattr(RunLog, "_append", append)
+    told = refusal("--recipe", "muon", "--steps", "20", out=tmp_path / "logs", data=small_track)
+    (checkpoint,) = tmp_path.glob("logs/*.checkpoints/*.pt")
+    assert "No space left on device" in told and str(checkpoint) in told and "step000011" in told
+    monkeypatch.undo()
+
+
+def test_a_start_that_fails_leaves_no_log(small_track, tmp_path):
+    refusal("--set", 'matrix."mpl.*".lr=0.1', out=tmp_path / "logs", data=small_track)
+    assert not list(tmp_path.glob("logs/*"))
+
+
+def test_two_validation_shards_are_refused(small_track, tmp_path):
+    write_shard(small_track / "nano" / "other_val_000001.bin", np.arange(4000) % 250)
+    told = refusal("--steps", "9", out=tmp_path / "logs", data=small_track)
+    assert "expected one val shard, found nano_val_000000.bin and other_val_000001.bin" in told
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint(small_track, tmp_path):

@@ -65,16 +65,16 @@ def positive_part(x: Scalar) -> Scalar:
 @stage("direction", by_rows=True)
 def rows(
     D: Tensor, *, eps: Annotated[float, "[0, inf)", "least norm of a row that is divided by"] = 1e-12
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Every row at unit norm, D_i / max(|D_i|, eps). Zero rows stay zero. RMNP."""
-    return D / safe_norm(D, -1, eps)
+    return D, 1 / safe_norm(D, -1, eps)
 
 
 @stage("direction", by_rows=True)
 def tangent_rows(
     D: Tensor, W: Tensor, *,
     eps: Annotated[float, "[0, inf)", "least norm of rows of W and of the direction divided by"] = 1e-10,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """w_i = W_i / max(|W_i|, eps); v_i = D_i - <D_i, w_i> w_i; v_i / max(|v_i|, eps). Nora.
 
     A zero row of W has nothing to take out.
@@ -82,7 +82,7 @@ def tangent_rows(
     along = (D * W).sum(-1, keepdim=True)
     size = torch.linalg.vector_norm(W, dim=-1, keepdim=True).clamp(min=eps)  # weights do not overflow
     v = torch.addcmul(D, W, along / size / size, value=-1)
-    return v / safe_norm(v, -1, eps)
+    return v, 1 / safe_norm(v, -1, eps)
 
 
 def tempered(P: Tensor, D: Tensor, rho: Scalar) -> Tensor:

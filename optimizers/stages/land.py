@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from optimizers.norms import average_, inner, rescaled, safe_norm, squared, unit
-from optimizers.stage import LearningRate, Momentum, Scalar, State, WeightDecay, buffer, is_off, stage
+from optimizers.stage import (
+    LearningRate,
+    Momentum,
+    Scalar,
+    State,
+    WeightDecay,
+    buffer,
+    is_off,
+    multiplied,
+    stage,
+)
 from optimizers.stages.scale import rms
 
 UpdateFloor = Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times |W|; 0: off"]
@@ -14,7 +24,7 @@ UpdateFloor = Annotated[Scalar, "[0, inf)", "u/w floor: |U| grows to this times 
 
 @stage("land", by_rows=True, unless=("update_floor", "radial_brake"))
 def decay(
-    W: Tensor, U: Tensor, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
+    W: Tensor, U: Tensor, c: Scalar = 1.0, *, lr: LearningRate, weight_decay: WeightDecay = 0.0,
     cautious: Annotated[bool, "", "decay only where U W > 0: where the step shrinks W too"] = False,
     decay_last: Annotated[bool, "", "decay after the step, by the signs before it"] = False,
     update_floor: UpdateFloor = 0.0,
@@ -24,13 +34,15 @@ def decay(
         "scale of the part of U that moves W outward, at first-order radius; 1 or nothing: off",
     ] = None,
 ) -> None:  # fmt: skip
-    """W <- W (1 - lr wd) - lr U; before it the brake, then the floors.
+    """W <- W (1 - lr wd) - lr c U; before it the brake, then the floors.
 
     Brake (record #29): W - lr U is brought to its first-order radius. Floor: records #9 on; by rows, and the
     decay after the radius: #46. cautious: arXiv 2510.12402.
     """
     outward = 1.0 if radial_brake is None else radial_brake
     braked = not is_off(1 - outward)
+    if braked or not (is_off(update_floor) and is_off(row_floor)):
+        U, c = multiplied(U, c), 1.0
     if braked:
         U = radially_braked(U, W, outward)
     if not is_off(update_floor):
@@ -43,8 +55,10 @@ def decay(
         decay_(W, U, lr, weight_decay, cautious)
     if braked:
         radial_step_(W, U, lr)
+    elif isinstance(c, Tensor):
+        W.addcmul_(U, lr * c, value=-1)
     else:
-        W.sub_(lr * U)
+        W.sub_(lr * c * U)
     if decay_last:
         W.mul_(kept)
 

@@ -4,16 +4,23 @@
 each validation; `<id>.jsonl` beside it holds every step.
 """
 
+import fcntl
 import json
 import os
 import platform
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol
 
 from tqdm import tqdm
+
+from records.run.signals import leave_screen
 
 
 class LogError(ValueError):
@@ -21,45 +28,96 @@ class LogError(ValueError):
 
 
 class RunLog:
-    """Appends line by line, flushed. Nothing is ever overwritten: a new log takes a new name.
+    """Appends line by line. Nothing is ever overwritten: a new log takes a new name.
 
     A resumed log goes on behind its last whole line and leaves out what stands there already (the .jsonl
-    repeats the steps that were trained twice). Of several processes only the one that `writes` does.
+    repeats the steps that were trained twice). Of several processes only the one that `writes` does. The lock
+    on the log says that its run lives; it ends with the process, whatever ends that.
+
+    As a context: a start that fails before the first validation leaves no new log behind.
     """
 
     def __init__(self, path: Path, resume: bool, writes: bool) -> None:
-        self.path, self.last, self.files = path, (-1, -1), []  # last: run and step of the last line
+        self.path, self.last = path, (-1, -1)  # last: run and step of the last line
+        self.error: LogError | None = None  # what ended the writing: the run is to stop with a checkpoint
+        self.files: list[FileIO] = []
+        self.resumed = resume
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for file in (path, path.with_suffix(".jsonl")) if writes else ():
-                self.files.append(open(file, "r+" if resume else "x+", encoding="utf-8"))  # noqa: SIM115
+            for name in (path, path.with_suffix(".jsonl")) if writes else ():
+                self.files.append(FileIO(name, "r+" if resume else "x+"))  # unbuffered
         except OSError as error:
+            self._close(remove=not resume)
             raise LogError(
                 f"cannot write the log {path}: {error.strerror}. Name a folder with --out."
             ) from None
+        if self.files:
+            self._lock()
         for file in self.files:
-            whole = file.read().rpartition("\n")[0]
-            file.truncate(len(whole.encode()) + 1 if whole else 0)  # behind it: a line cut by kill -9
+            whole = file.readall().rpartition(b"\n")[0]
+            file.truncate(len(whole) + 1 if whole else 0)  # behind it: a line cut by kill -9
             file.seek(0, os.SEEK_END)
-            for found in re.finditer(r"^(?:seed: |step:(\d+)/)", whole, re.MULTILINE):
-                self.last = (self.last[0], int(found[1])) if found[1] else (self.last[0] + 1, -1)
+            for found in re.finditer(rb"^(?:(seed): |step:(\d+)/|seed \d+: )", whole, re.MULTILINE):
+                step = (
+                    int(found[2]) if found[2] else sys.maxsize
+                )  # behind the verdict nothing is left to tell
+                self.last = (self.last[0] + 1, -1) if found[1] else (self.last[0], step)
+        self.record(process=os.getpid(), host=socket.gethostname(), time=time.strftime("%Y-%m-%d %H:%M:%S"))
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close(remove=kind is not None and self.last[1] < 0 and not self.resumed)
+
+    def _close(self, remove: bool) -> None:
+        for file in self.files:
+            file.close()
+            if remove:
+                Path(file.name).unlink()
+
+    def _lock(self) -> None:
+        """Raises LogError where another process writes this log, naming it."""
+        try:
+            fcntl.lockf(self.files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            told = [line for line in self.files[1].readall().splitlines() if line.startswith(b'{"process"')]
+            holder = json.loads(told[-1]) if told else {}
+            raise LogError(
+                f"{self.path} is being written by process {holder.get('process', '?')} on "
+                f"{holder.get('host', '?')} since {holder.get('time', '?')}. Wait for that run, or stop it."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
     def head(self, script: str, versions: str, facts: dict[str, object], recipe: str) -> None:
-        """Write what stands before the first run. recipe: the effective one, as TOML."""
+        """Write what stands before the first run. recipe: the effective one, as TOML. Raises LogError."""
         rule = "=" * 100
         told = [f"{key}: {value}" for key, value in facts.items()]
         self.line("\n".join([script.rstrip("\n"), rule, versions, *told, "effective recipe:", recipe, rule]))
+        if self.error:
+            raise self.error
 
     def line(self, text: str, position: tuple[int, int] | None = None) -> None:
         """Append a line, unless the log is past its position (run, step) already."""
         if self.files and (position is None or position > self.last):
             self.last = position or self.last
-            print(text, file=self.files[0], flush=True)
+            self._append(self.files[0], text)
 
     def record(self, **values: object) -> None:
         """Append a line to the .jsonl."""
         if self.files:
-            print(json.dumps(values), file=self.files[1], flush=True)
+            self._append(self.files[1], json.dumps(values))
+
+    def _append(self, file: FileIO, text: str) -> None:
+        """The whole line, or none of it and `error`; nothing after that."""
+        end, rest = file.tell(), text.encode() + b"\n"
+        try:
+            while rest and not self.error:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            file.truncate(end)
+            self.error = LogError(f"cannot write the log {file.name}: {error.strerror}")
 
 
 def verdict(curve: list[tuple[int, float]], target: float) -> str:
@@ -74,6 +132,14 @@ def verdict(curve: list[tuple[int, float]], target: float) -> str:
     return f"target {target} not reached; {told}"
 
 
+class Scalars(Protocol):
+    """What tensorboard's SummaryWriter is used for."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> object: ...
+
+    def close(self) -> object: ...
+
+
 class Progress:
     """What is seen while it trains: a live line on a terminal, lines of text, scalars for tensorboard.
 
@@ -82,7 +148,13 @@ class Progress:
     """
 
     def __init__(
-        self, steps: int, first: int, batch_tokens: int, peak_share: float, shown: bool, writer: object | None
+        self,
+        steps: int,
+        first: int,
+        batch_tokens: int,
+        peak_share: float,
+        shown: bool,
+        writer: Scalars | None,
     ) -> None:
         self.batch_tokens, self.peak_share, self.shown, self.writer = batch_tokens, peak_share, shown, writer
         layout = "{n_fmt}/{total_fmt}{postfix}, {remaining} left"
@@ -94,8 +166,11 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line of its own, above the live one."""
         if self.shown:
-            self.bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                self.bar.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # nobody reads any more: the run goes on
+                leave_screen()
 
     def validated(self, step: int, val_loss: float) -> None:
         """A validation is over; speed is measured anew from here."""
@@ -113,8 +188,9 @@ class Progress:
         return speed
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items() if self.writer is not None else ():
-            self.writer.add_scalar(name, value, step)
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Leave the terminal's last line free."""
