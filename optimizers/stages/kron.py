@@ -9,7 +9,7 @@ from optimizers.norms import safe_norm
 from optimizers.probes import standard_normal
 from optimizers.stage import Scalar, State, buffer, stage
 
-DAMPING = 2.0**-23  # float32's eps, in any precision
+PROBE_DAMPING = 2.0**-23  # float32's eps, in any precision
 
 
 @stage("precondition")
@@ -37,7 +37,7 @@ def kron(
     Q0.mul_(balance)
     Q1.div_(balance)
     z, nu = (standard_normal(seed, t, draw, G) for draw in (0, 1))
-    A = Q0 @ (u + DAMPING * u.abs() * nu) @ Q1.mT
+    A = Q0 @ (u + PROBE_DAMPING * u.abs() * nu) @ Q1.mT
     B = torch.linalg.solve_triangular(Q0.mT, z, upper=False)
     B = torch.linalg.solve_triangular(Q1, B, upper=True, left=False)
     of_probe = safe_norm(B)
