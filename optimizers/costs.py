@@ -58,7 +58,7 @@ def optimizer_of(name: str, shapes: dict[tuple[int, int], int], **options: Any) 
 
 
 def cost(name: str, shapes: dict[tuple[int, int], int], rounds: int, **options: Any) -> Cost:
-    """Measured in turn with Muon, after a first step of each; a round has a method's refreshes in their part."""
+    """Measured in turn with Muon, after a first step of each. A round is of `refresh_every` steps."""
     muon, own = optimizer_of("muon", shapes), optimizer_of(name, shapes, **options)
     steps = own.param_groups[0].get("refresh_every", 1)
 
