@@ -223,9 +223,7 @@ def record_file(records: Path) -> Path:
 
 
 def list_recipes(
-    tracks: Mapping[str, Track],
-    steps: Mapping[str, Method],
-    arounds: Mapping[str, Method] | None = None,
+    tracks: Mapping[str, Track], steps: Mapping[str, Method], arounds: Mapping[str, Method] | None = None
 ) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
