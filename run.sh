@@ -13,7 +13,7 @@ help() {
 With an NVIDIA GPU: GPT-124M on FineWeb (track fineweb), one process a GPU. Without: a small model on an
 embedded corpus (track nano), about a minute on one core. Missing packages and data are fetched first.
 
-  --track fineweb|nano      the track
+  --track NAME|FILE         the track: fineweb, nano, or a TOML file like records/nano/track.toml
   --recipe NAME|FILE        the optimizer and its settings (--recipes lists them)
   --set matrix.lr=0.03      change the recipe; may be repeated
   --steps N                 train N steps; the schedule follows

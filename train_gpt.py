@@ -1,8 +1,8 @@
 """Train a GPT until a validation loss is reached, in as few steps as possible.
 
-Read top to bottom: tracks, data, architecture, recipe and schedule, checkpoints, the loop, the command line.
-Fixed by the benchmark's rules: the track, the data order, the architecture, the validation. Free: the recipe,
-that is the optimizer, its hyperparameters and schedules, and the initialisation.
+Read top to bottom: data, architecture, recipe and schedule, checkpoints, the loop, the command line.
+Fixed by the benchmark's rules: the track (`records/<track>/track.toml`), the data order, the architecture,
+the validation. Free: the recipe, that is the optimizer, its hyperparameters, schedules and initialisation.
 
 `./run.sh` starts this file, one process per GPU. Importing it defines things and runs nothing.
 """
@@ -17,8 +17,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
 
@@ -37,8 +37,9 @@ from optimizers import AROUND, STEPS, MatrixOptimizer
 from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
+from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
-from records.run.flatten import flatten
+from records.run.flatten import flatten, literal
 from records.run.recipe import (
     AUX_OPTIONS,
     COOLDOWN,
@@ -55,61 +56,13 @@ from records.run.recipe import (
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 from records.run.signals import catch_signals, last_words, say
+from records.run.track import Track, TrackError, read_track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parent
 
 
 class RunError(ValueError):
     """The run cannot start or go on. The message is for the user: expected, found, what to do."""
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Tracks: what is the same for every entry
-
-
-@dataclass(frozen=True)
-class Track:
-    """A benchmark: data, model, batch and target. Losses are in nats per token."""
-
-    dataset: str  # folder below data/
-    fetch: str  # module that makes or downloads it
-    shards: int  # training shards it makes or downloads at most
-    shard_tokens: int
-    token_limit: int  # every token is below
-    vocab_size: int  # of the model, padded
-    num_layers: int
-    model_dim: int
-    head_dim: int
-    context: int  # tokens of a row
-    batch_tokens: int
-    val_tokens: int
-    val_every: int  # steps
-    late_val_every: int  # steps, in the last tenth of the run
-    gpu_dtype: str  # activations and embedding on a GPU; on a CPU all is float32
-    target: float  # validation loss to reach
-    sigma: float  # standard deviation of the final validation loss over seeds
-    recipe: str  # the default
-    aux: dict  # AdamW of embedding, head and 1-D parameters, where the recipe says nothing
-
-
-TRACKS = {
-    "fineweb": Track(
-        dataset="fineweb10B", fetch="data.fineweb", shards=103, shard_tokens=100000000, token_limit=50257,
-        vocab_size=50304, num_layers=12, model_dim=768, head_dim=128, context=1024,
-        batch_tokens=524288, val_tokens=10485760, val_every=125, late_val_every=25,
-        gpu_dtype="bfloat16", target=3.28, sigma=0.0013, recipe="17_aurora_contra_floor",
-        aux={"embed_lr": 0.3, "head_lr": 0.003125, "scalar_lr": 0.01,
-             "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
-    ),
-    "nano": Track(
-        dataset="nano", fetch="data.nano", shards=1, shard_tokens=16063360, token_limit=256,
-        vocab_size=256, num_layers=4, model_dim=64, head_dim=32, context=128,
-        batch_tokens=2048, val_tokens=65536, val_every=25, late_val_every=5,
-        gpu_dtype="float32", target=1.39, sigma=0.0097, recipe="aurora_contra_floor",
-        aux={"embed_lr": 0.8, "head_lr": 0.033, "scalar_lr": 0.011,
-             "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
-    ),
-}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -166,11 +119,12 @@ def open_data(data: Path, recipe: Recipe) -> tuple[list[np.ndarray], list[tuple[
 
     Raises RunError or ShardError where something is missing, damaged or too short for the run.
     """
-    track, shards = TRACKS[recipe.track], {}
+    track, shards = recipe.track, {}
     for split in ("train", "val"):
         folder = data / track.dataset
         if not (found := open_shards(folder, split)):
-            raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: run `python -m {track.fetch}`.")
+            told = f"run `python -m {track.fetch}`" if track.fetch else "put them there, or name --data DIR"
+            raise RunError(f"no {split} shards (*_{split}_*.bin) in {folder}: {told}.")
         shards[split] = found
     val = shards["val"][0]
     if len(val) <= track.val_tokens:
@@ -232,19 +186,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
-        self.fc, self.proj = Linear(dim, 4 * dim), Linear(4 * dim, dim)
+        self.fc, self.proj = Linear(dim, ratio * dim), Linear(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(F.relu(self.fc(x)).square())
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, head_dim: int) -> None:
+    def __init__(self, dim: int, head_dim: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1, self.attn = RMSNorm(dim), Attention(dim, head_dim)
-        self.norm2, self.mlp = RMSNorm(dim), MLP(dim)
+        self.norm2, self.mlp = RMSNorm(dim), MLP(dim, mlp_ratio)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin)
@@ -262,12 +216,13 @@ class GPT(nn.Module):
     """Decoder of the benchmark: pre-norm blocks, half-truncated rotary, relu^2, untied head."""
 
     def __init__(
-        self, vocab_size: int, num_layers: int, model_dim: int, head_dim: int = 128, context: int = 1024
-    ) -> None:
+        self, vocab_size: int, num_layers: int, model_dim: int,
+        head_dim: int = 128, context: int = 1024, mlp_ratio: int = 4,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embed = nn.Embedding(vocab_size, model_dim)
         self.norm1 = RMSNorm(model_dim)
-        self.blocks = nn.ModuleList(Block(model_dim, head_dim) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(model_dim, head_dim, mlp_ratio) for _ in range(num_layers))
         self.norm2 = RMSNorm(model_dim)
         self.proj = Linear(model_dim, vocab_size)
         self.register_buffer("angles", rotary_angles(context, head_dim), persistent=False)
@@ -308,9 +263,15 @@ def validate(model: GPT, shard: np.ndarray, track: Track, micro_batch: int, worl
 # Recipe, optimizers and schedule: what an entry chooses
 
 
-def load_recipe(source: str | Path, changes: Iterable[str] = (), track: str | None = None) -> Recipe:
-    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError)."""
-    return read_recipe(source, TRACKS, STEPS, changes, track, AROUND)
+def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | None = None) -> Recipe:
+    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError).
+
+    track: the one it is for if it names none; a track that is not shipped takes the recipes of all.
+    """
+    tracks = shipped_tracks()
+    if track and track.name not in tracks:
+        tracks, changes = tracks | {track.name: track}, [*changes, f'track="{track.name}"']
+    return read_recipe(source, tracks, STEPS, changes, track and track.name, AROUND)
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -554,8 +515,9 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
     """The track's model, initialised; on a GPU the embedding has the track's dtype. Blocks and loss are
     compiled or stay eager: a single nano run on a CPU saves no more time than compiling takes (README).
     """
-    track = TRACKS[recipe.track]
-    model = GPT(track.vocab_size, track.num_layers, track.model_dim, track.head_dim, track.context)
+    track = recipe.track
+    shape = (track.num_layers, track.model_dim, track.head_dim, track.context, track.mlp_ratio)
+    model = GPT(track.vocab_size, *shape)
     initialise(model, recipe.init, seed)
     model.to(device)
     if device.type == "cuda":
@@ -570,7 +532,9 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
 
 def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
     """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB)."""
-    rows = track.batch_tokens // track.context // world.size
+    rows, rest = divmod(track.batch_tokens, track.context * world.size)
+    if rest:
+        raise RunError(f"{world.size} processes do not divide {track.batch_tokens // track.context} rows.")
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
     memory = torch.cuda.mem_get_info(world.device)[1] if world.device.type == "cuda" else 2**30
@@ -580,7 +544,7 @@ def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
 
 def validates(step: int, recipe: Recipe) -> bool:
     """Whether the track validates before update `step` (or after the last)."""
-    track, late = TRACKS[recipe.track], step >= 0.9 * recipe.train_steps
+    track, late = recipe.track, step >= 0.9 * recipe.train_steps
     every = track.late_val_every if late else track.val_every
     return step % every == 0 or step % track.val_every == 0 or step == recipe.train_steps
 
@@ -620,7 +584,7 @@ def apply_update(optimizers: list[torch.optim.Optimizer]) -> None:
 
 def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: Path | None) -> Progress:
     """The screen, and tensorboard if asked. A token costs 6 FLOPs a weight, and those of causal attention."""
-    track, writer = TRACKS[recipe.track], None
+    track, writer = recipe.track, None
     if board and world.rank == 0:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -642,7 +606,7 @@ def train(
     What ends it earlier leaves a checkpoint: a signal (SystemExit), a loss or gradient that is not finite, a
     damaged shard, a log that cannot be written (RunError).
     """
-    track, (shards, blocks, val_shard), run = TRACKS[recipe.track], data, state["run"]
+    track, (shards, blocks, val_shard), run = recipe.track, data, state["run"]
     model = make_model(recipe, seed, world.device, args.compile)
     net = DistributedDataParallel(model) if world.size > 1 else model
     optimizers = build_optimizers(model, recipe)
@@ -739,16 +703,10 @@ def train(
 # Command line
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The options of ./run.sh that reach the trainer."""
-    parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How and where to run: the trainer has these options, and so has the script at the head of its logs."""
     add = parser.add_argument
-    add("--track", choices=TRACKS, help="default: fineweb with a GPU, nano without")
-    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file; or: record")
-    add("--recipes", action="store_true", help="list the recipes and leave")
-    add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--seeds", metavar="0-4|0,3", help="one run a seed, all in one log; default: 0")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass; default: what memory holds")
     add("--checkpoint-every", type=int, metavar="N", help="a checkpoint every N steps; the last two are kept")
     add("--resume", type=Path, nargs="?", const="*", metavar="RUN", help="go on from the newest checkpoint")
@@ -758,16 +716,30 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--readouts", action="store_true", help="validate through each readout alone too: for research")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The options of ./run.sh that reach the trainer: what to run, and how."""
+    parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
+    add = parser.add_argument
+    add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
+    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file; or: record")
+    add("--recipes", action="store_true", help="list the recipes and leave")
+    add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
+    add_run_options(parser)
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
     return parser.parse_args(argv)
 
 
 def print_plan(recipe: Recipe, data: Path) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
-    track, fetch = TRACKS[recipe.track], []
+    track, fetch = recipe.track, []
     try:
         open_data(data, recipe)
     except (RunError, ShardError):
+        if not track.fetch:
+            raise
         if not data.is_dir():
             raise RunError(f"--data {data}: no such folder. Make it to have the data fetched.") from None
         folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
@@ -781,77 +753,108 @@ def print_plan(recipe: Recipe, data: Path) -> None:
     print(torch.cuda.device_count(), *fetch)
 
 
-def choose_recipe(args: argparse.Namespace, embedded: str | None, checkpoint: dict) -> Recipe:
-    """The recipe of the command line, the flattened script or the checkpoint, in which all must agree."""
+def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
+    """The recipe of the command line; where that names none, the checkpoint's, if there is one."""
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
-    written = embedded or (None if args.recipe else checkpoint.get("recipe"))
-    if written:
-        recipe = parse_recipe(written, "embedded", TRACKS, STEPS, changes, arounds=AROUND)
+    track = Track(**checkpoint["track"]) if checkpoint else None
+    if args.track or not track:
+        track = read_track(args.track or ("fineweb" if torch.cuda.is_available() else "nano"))
+    if checkpoint and not args.recipe:
+        known = {track.name: track}
+        recipe = parse_recipe(checkpoint["recipe"], "checkpoint", known, STEPS, changes, arounds=AROUND)
     else:
-        track = args.track or ("fineweb" if torch.cuda.is_available() else "nano")
-        recipe = load_recipe(args.recipe or TRACKS[track].recipe, changes, track)
-    if args.track not in (None, recipe.track):
-        raise RunError(f"recipe {recipe.name} is of track {recipe.track}; leave out --track {args.track}.")
-    args.seeds = args.seeds or checkpoint.get("seeds", "0")
-    if checkpoint and (checkpoint["recipe"], checkpoint["seeds"]) != (recipe.toml(), args.seeds):
-        differs = recipe.differences(checkpoint["recipe"]) or f"- seeds {checkpoint['seeds']}; + {args.seeds}"
-        raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
+        recipe = load_recipe(args.recipe or track.recipe, changes, track)
+    if args.track and recipe.track != track:
+        told = f"is of track {recipe.track.name}; leave out --track {args.track}"
+        raise RunError(f"recipe {recipe.name} {told}.")
     return recipe
 
 
-def run(args: argparse.Namespace, embedded: str | None) -> None:
-    """Train every seed of the command line, all in one log."""
-    resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
-    recipe = choose_recipe(args, embedded, checkpoint)
-    seeds, track = parse_seeds(args.seeds), TRACKS[recipe.track]
-    if args.plan:
-        return print_plan(recipe, args.data)
+def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
+    """The script that repeats the run: what it uses of this project, its recipe and track as values."""
+    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
+    asked += ["--compile"] if args.compile else []
+    rows = [named_step(name).row for name in recipe.step_names()]
+    methods = {row.name.partition("(")[0] for row in rows}
+    stages = {stage.function.__name__ for row in rows for stage in row.stages}
+    around = {AROUND[table["kind"]].__name__ for table in (recipe.around | recipe.readout).values()}
+    arguments = ["--seeds", args.seeds or "0", *asked]
+    return flatten(ROOT, sorted(methods | stages | around), {"RECIPE": literal(recipe)}, arguments)
+
+
+def run(
+    recipe: Recipe, args: argparse.Namespace, script: str, resumed: Path | None, checkpoint: dict
+) -> None:
+    """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
+    args.seeds = args.seeds or checkpoint.get("seeds", "0")
+    new = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
+    if other := [key for key in new if checkpoint and new[key] != checkpoint[key]]:
+        differs = "; ".join(f"- {key} {checkpoint[key]}; + {new[key]}" for key in other if key != "recipe")
+        differs = recipe.differences(checkpoint["recipe"]) or differs
+        raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
+    seeds, track = parse_seeds(args.seeds), recipe.track
     data = open_data(args.data, recipe)  # before anything is written
     facts = shard_facts([*(data[0][index] for index in sorted({shard for shard, _ in data[1]})), data[2]])
     if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
         raise RunError(f"--resume: the run used other data (- then, + now): {told}")
     world = join_world()
-    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
-    asked += ["--compile"] if args.compile else []
     args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
     args.compile = args.compile or world.device.type == "cuda"
     catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
     with RunLog(resumed or args.out / name, resume=bool(resumed), writes=world.rank == 0) as log:
         if not resumed:
-            own, steps = Path(__file__).read_text(), recipe.step_names()
-            script = own if embedded else flatten(ROOT, steps, recipe.toml(), ["--seeds", args.seeds, *asked])
             versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
-            told = {"id": log.path.stem, "device": world.name, "world_size": world.size,
-                    "track": recipe.track, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
+            told = {"id": log.path.stem, "device": world.name, "world_size": world.size, "track": track.name,
+                    "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                     "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
-                    "compiled": args.compile}  # fmt: skip
+                    "batch_tokens": track.batch_tokens, "compiled": args.compile,
+                    "threads": torch.get_num_threads()}  # fmt: skip
             log.head(script, versions, told | facts, recipe.toml())
         if world.rank == 0:
             say(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
-        new = {"recipe": recipe.toml(), "seeds": args.seeds, "data": facts}
         for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
-            state = checkpoint if index == checkpoint.get("run") else new | {"run": index}
+            state = checkpoint if index == checkpoint.get("run") else new | {"data": facts, "run": index}
             train(recipe, seed, world, log, args, data, state)
     if world.size > 1:
         dist.destroy_process_group()
-    return None
 
 
-def main(argv: list[str], embedded: str | None = None) -> None:
-    """Run the command line; `embedded` is the recipe of a flattened script. Errors are told in one line."""
-    args, told = parse_arguments(argv), ""
+@contextmanager
+def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
+    """What a user can mend is told by a machine's first process, without a traceback, and ends the run."""
+    told = ""
     try:
-        if args.recipes:
-            print("\n".join(list_recipes(TRACKS, STEPS, AROUND)))
-        else:
-            run(args, embedded)
-    except (RunError, RecipeError, ShardError, LogError) as error:
+        yield
+    except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
         told = f"error: {error}"
     except torch.OutOfMemoryError:
         told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
     if told:
         sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+
+
+def replay(recipe: Recipe, argv: list[str]) -> None:
+    """What the script at the head of a log does: the run again, with the same recipe."""
+    parser = argparse.ArgumentParser(description=f"Train with the recipe {recipe.name} of this script.")
+    add_run_options(parser)
+    args = parser.parse_args(argv)
+    with errors_in_one_line(args):
+        resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
+        run(recipe, args, Path(__file__).read_text(), resumed, checkpoint)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the command line says."""
+    args = parse_arguments(argv)
+    with errors_in_one_line(args):
+        if args.recipes:
+            return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
+        resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
+        recipe = choose_recipe(args, checkpoint)
+        if args.plan:
+            return print_plan(recipe, args.data)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args), resumed, checkpoint)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
@@ -192,7 +192,7 @@ def encode_files(files: list[Path], processes: int) -> Iterator[np.ndarray]:
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
     with progress, ProcessPoolExecutor(processes) as pool:
-        waiting = deque()
+        waiting: deque[tuple[Future[np.ndarray], int]] = deque()
         try:
             while True:
                 while len(waiting) < 4 * processes and (batch := next(work, None)):

@@ -474,7 +474,7 @@ def is_off(strength: Scalar | None) -> bool:
 
 # An optimizer without matrix products lives on memory traffic: blocks of rows of this size stay in a thread's
 # own cache from one operation to the next; with smaller ones the cost of Python calls takes over.
-ROW_BLOCK_ELEMENTS = 2**16
+ROW_BLOCK_ELEMENTS = 2**18
 
 
 def row_blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

@@ -15,6 +15,7 @@ COMMANDS = {  # the last word of each is the command; only the chosen module is 
     "publish.leaderboard": "regenerate the leaderboard of a track",
     "publish.report": "one offline HTML file about entries",
     "judge.extract": "the script at the head of a log",
+    "judge.fixed_parts": "digests of what the rules fix, and a new version of them",
 }
 
 

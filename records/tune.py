@@ -10,6 +10,9 @@ they see the folder, share the trials.
 The first trial is the recipe itself, the next ones spread over the ranges (a Sobol sequence), the rest follow
 TPE: of the mixtures tried on quadratic bowls with noise, this one came closest to the optimum in 8 trials and
 in 16. What follows `--` goes to every run: `./run.sh tune muon --trials 8 -- --steps 300 --nproc 2`.
+
+With --paired nothing is searched: RECIPE, changed by --set, is compared with BASE on common seeds, and that
+stops as soon as it is decided: `./run.sh tune muon --paired muon --set matrix.lr=0.03 --seeds 1000-1011`.
 """
 
 import argparse
@@ -18,7 +21,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 import tomllib
@@ -30,20 +32,17 @@ import matplotlib
 import optuna
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
-from records.judge.logs import read_entry
 from records.publish.pictures import COLOURS, STYLE
-from records.run.recipe import merge, parse_change, recipe_files, toml_lines
+from records.run.recipe import RecipeError, find_recipe, merge, parse_change, toml_lines
+from records.run.track import read_track, shipped_tracks
+from records.trial import COMMAND, ROOT, TuneError, train
+from records.tune_paired import compare_candidate
 
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND = (str(ROOT / "run.sh"),)
 SPREAD_TRIALS = 6  # the recipe and five points spread over the ranges
-
-
-class TuneError(RecordError):
-    """The search cannot start or go on: what was expected, what was found, what to do."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +106,12 @@ class Search:
         }
 
 
-def find_recipe(source: str) -> Path:
-    """The file of a shipped recipe or entry, or the file of that path. Raises TuneError."""
-    folders = [path for path in sorted((ROOT / "records").iterdir()) if path.is_dir()]
-    found = [files[source] for folder in folders if source in (files := recipe_files(folder))]
-    if len(found) > 1:
-        raise TuneError(f"several recipes are called {source}, name one: {', '.join(map(str, found))}.")
-    path = found[0] if found else Path(source).resolve()
-    if not path.is_file():
-        raise TuneError(f"no recipe {source!r}; `./run.sh --recipes` lists them. A file's path works too.")
-    return path
-
-
-def look_up(recipe: dict, key: str) -> object:
-    """The value of a dotted key; None where the recipe does not say it."""
+def look_up(recipe: dict, key: str) -> float | None:
+    """The number at a dotted key; None where the recipe holds none there."""
+    value: object = recipe
     for part in key.split("."):
-        recipe = recipe.get(part) if isinstance(recipe, dict) else None
-    return recipe
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, (int, float)) else None
 
 
 def default_ranges(recipe: dict) -> tuple[Range, ...]:
@@ -136,7 +124,7 @@ def default_ranges(recipe: dict) -> tuple[Range, ...]:
         value = look_up(recipe, key)
         if value:
             ranges.append(Range(key, "log", value / 4, value * 4))
-        elif value == 0:
+        elif value is not None:
             ranges.append(Range(key, "linear", 0.0, 0.1))
     if not ranges:
         raise TuneError("the recipe has no matrix.lr: say what to search with --param.")
@@ -146,7 +134,7 @@ def default_ranges(recipe: dict) -> tuple[Range, ...]:
 def open_study(search: Search) -> optuna.Study:
     """The study of the folder, made where there is none. Raises TuneError where it is another search's."""
     search.folder.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal.JournalFileBackend(str(search.folder / "study.journal"))
+    journal = JournalFileBackend(str(search.folder / "study.journal"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(journal), study_name="tune", load_if_exists=True
     )
@@ -208,38 +196,6 @@ def settings(params: dict[str, float]) -> dict[str, float]:
     return {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in params.items()}
 
 
-def run_trial(search: Search, number: int, values: dict[str, float]) -> float:
-    """Train with the values; the mean final validation loss, infinite where a run diverged.
-
-    Raises TuneError where the run did not start or was killed, which says nothing about the values.
-    """
-    folder = search.folder / f"trial-{number:03d}"
-    folder.mkdir(exist_ok=True)
-    changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    options = ["--seeds", search.seeds, "--validate-ends", "--out", folder]
-    command = [*search.command, "--recipe", search.recipe, *changes, *options]
-    with open(folder / "console.out", "wb") as console:
-        process = subprocess.Popen(
-            [*command, *search.arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    runs = read_entry(folder).runs if list(folder.glob("*.txt")) else ()
-    last = [run.validations[-1] for run in runs]
-    unfinished = [run for run, end in zip(runs, last, strict=True) if end.step < run.total_steps]
-    if not runs or code < 0 or (unfinished and code == 0):
-        told = (folder / "console.out").read_text(errors="replace").strip().splitlines() or ["nothing"]
-        raise TuneError(
-            f"trial {number}: exit code {code} without a result; {folder}/console.out says: {told[-1]}"
-        )
-    mean = sum(end.val_loss for end in last) / len(last)
-    return mean if code == 0 and math.isfinite(mean) else math.inf
-
-
 def tune(search: Search, trials: int) -> optuna.Study:
     """Run trials until the study has as many, counting those that other processes are running now."""
     study = open_study(search)
@@ -256,7 +212,8 @@ def tune(search: Search, trials: int) -> optuna.Study:
         trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
         values, start = settings(trial.params), time.monotonic()
         try:
-            loss = run_trial(search, trial.number, values)
+            folder = search.folder / f"trial-{trial.number:03d}"
+            loss = train(search.command, search.recipe, values, search.seeds, folder, search.arguments)
         except BaseException:
             study.tell(trial, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)  # not spent: the next process runs it
@@ -267,9 +224,14 @@ def tune(search: Search, trials: int) -> optuna.Study:
         best = study.best_trial
         print(
             f"trial {trial.number} ({spent + 1} of {trials}): {told} val_loss {show(loss)} in "
-            f"{seconds:.0f} s, best {show(best.value)} (trial {best.number})",
+            f"{seconds:.0f} s, best {show(loss_of(best))} (trial {best.number})",
             flush=True,
         )
+
+
+def loss_of(trial: FrozenTrial) -> float:
+    """What a complete trial reached; infinite where it diverged."""
+    return math.inf if trial.value is None else trial.value
 
 
 def show(loss: float) -> str:
@@ -283,7 +245,7 @@ def table(trials: list[FrozenTrial], ranges: tuple[Range, ...]) -> str:
     rows = [["trial", "val_loss", "seconds", *keys]]
     for trial in trials:
         values = settings(trial.params)
-        told = (str(trial.number), show(trial.value), f"{trial.user_attrs['seconds']:.0f}")
+        told = (str(trial.number), show(loss_of(trial)), f"{trial.user_attrs['seconds']:.0f}")
         rows.append([*told, *(f"{values[key]:g}" for key in keys)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
@@ -291,7 +253,7 @@ def table(trials: list[FrozenTrial], ranges: tuple[Range, ...]) -> str:
 
 def draw(trials: list[FrozenTrial], ranges: tuple[Range, ...], path: Path) -> None:
     """The final validation loss over each searched key; diverged trials are crosses at the upper edge."""
-    finite = [trial for trial in trials if math.isfinite(trial.value)]
+    finite = [trial for trial in trials if math.isfinite(loss_of(trial))]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5 * len(ranges), 3.2), layout="constrained")
         for place, r in enumerate(ranges, 1):
@@ -303,8 +265,8 @@ def draw(trials: list[FrozenTrial], ranges: tuple[Range, ...], path: Path) -> No
             axes.xaxis.set_major_formatter("{x:g}")
             found = [trial.params[r.key] for trial in finite]
             diverged = [trial.params[r.key] for trial in trials if trial not in finite]
-            axes.plot(found, [trial.value for trial in finite], "o", color=COLOURS[0])
-            axes.plot(found[0], finite[0].value, "o", color=COLOURS[1], label="best")
+            axes.plot(found, [loss_of(trial) for trial in finite], "o", color=COLOURS[0])
+            axes.plot(found[0], loss_of(finite[0]), "o", color=COLOURS[1], label="best")
             upper, top = axes.get_xaxis_transform(), [0.98] * len(diverged)
             axes.plot(diverged, top, "x", color=COLOURS[6], transform=upper, label="diverged")
         figure.axes[0].set_ylabel("final validation loss")
@@ -322,7 +284,7 @@ def best_recipe(search: Search, best: FrozenTrial, trials: int) -> str:
     recipe["description"] = f"{told} ({keys} tuned in {trials} trials)"
     head = (
         f"# Tuned by ./run.sh tune: trial {best.number}, the best of {trials}.",
-        f"# Mean final validation loss: {best.value:.5f}, seeds {search.seeds}.",
+        f"# Mean final validation loss: {loss_of(best):.5f}, seeds {search.seeds}.",
         f"# Study: {search.folder.name}, of the recipe {search.recipe.name}.",
         f"# Searched: {' '.join(map(str, search.ranges))}",
         f"# Further arguments: {shlex.join(search.arguments) or 'none'}",
@@ -334,14 +296,14 @@ def report(study: optuna.Study, search: Search) -> int:
     """Print the table, write `best.toml` and `trials.svg`; the exit code."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-    trials = sorted(complete, key=lambda trial: (trial.value, trial.number))
+    trials = sorted(complete, key=lambda trial: (loss_of(trial), trial.number))
     if running:
         print(f"{running} trials are still running in other processes; the last of these reports on all.")
     if not trials:
         return 0
     print(table(trials, search.ranges))
     best = trials[0]
-    if math.isinf(best.value):
+    if math.isinf(loss_of(best)):
         print("error: every trial diverged: search lower learning rates with --param.", file=sys.stderr)
         return 1
     for r in search.ranges:
@@ -364,7 +326,8 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a shipped recipe, an entry or a TOML file")
-    add("--trials", type=int, required=True, metavar="N", help="trials of the whole study")
+    add("--track", metavar="NAME|FILE", help="the track (the recipe's)")
+    add("--trials", type=int, metavar="N", help="trials of the whole study")
     add(
         "--param",
         action="append",
@@ -372,30 +335,50 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
         metavar="KEY:KIND:LOW:HIGH",
         help="what to search; KIND is log, linear or int (matrix.lr and weight_decay, around the recipe's)",
     )
-    add("--seeds", default="1000", help="seeds of every trial; final runs use 0 and up (1000)")
-    add("--out", type=Path, metavar="DIR", help="folder of the study (logs/tune/TRACK-RECIPE)")
+    add("--paired", metavar="BASE", help="compare with this recipe on common seeds, and search nothing")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="with --paired: change the recipe")
+    add(
+        "--seeds",
+        help="seeds of every trial (1000), of a comparison at most (1000-1011); final runs use 0 and up",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the study (logs/tune/TRACK-RECIPE, logs/tune/paired)",
+    )
     options = parser.parse_args(argv[:split])
+    if (options.trials is None) == (options.paired is None):
+        parser.error("expected --trials N to search, or --paired BASE to compare")
+    if (options.param and options.paired) or (options.set and not options.paired):
+        parser.error("--param belongs to a search (--trials), --set to a comparison (--paired)")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, QMC
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arguments = (*(["--track", options.track] if options.track else []), *argv[split + 1 :])
     try:
-        path = find_recipe(options.recipe)
+        track = read_track(options.track).name if options.track else None
+        if options.paired:
+            home, seeds = options.out or ROOT / "logs" / "tune" / "paired", options.seeds or "1000-1011"
+            compare_candidate(options.recipe, options.paired, options.set, seeds, home, command, arguments)
+            return 0
+        path = find_recipe(options.recipe, shipped_tracks(), track).resolve()
         recipe = tomllib.loads(path.read_text())
         name = path.parent.name if path.name == "recipe.toml" else path.stem
         search = Search(
             recipe=path,
             ranges=tuple(map(Range.parse, options.param)) or default_ranges(recipe),
-            seeds=options.seeds,
-            folder=options.out or ROOT / "logs" / "tune" / f"{recipe.get('track')}-{name}",
-            arguments=tuple(argv[split + 1 :]),
+            seeds=options.seeds or "1000",
+            folder=options.out or ROOT / "logs" / "tune" / f"{track or recipe.get('track')}-{name}",
+            arguments=arguments,
             command=command,
         )
         return report(tune(search, options.trials), search)
-    except (RecordError, OSError, tomllib.TOMLDecodeError) as error:
+    except (RecordError, RecipeError, OSError, tomllib.TOMLDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the study", file=sys.stderr)
+        print("interrupted: the same command goes on where it stood", file=sys.stderr)
         return 130
 
 

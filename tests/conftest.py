@@ -10,6 +10,7 @@ import pytest
 import train_gpt
 from data.nano import build_nano
 from data.shards import write_shard
+from records.run import track
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,11 +26,13 @@ def nano_data() -> Path:
 @pytest.fixture
 def small_track(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Makes nano a one-layer model on a corpus of counting bytes, trained in a second; the data folder."""
-    small = dataclasses.replace(
-        train_gpt.TRACKS["nano"], num_layers=1, model_dim=32, batch_tokens=1024, val_tokens=2048,
+    tracks = track.shipped_tracks()
+    tracks["nano"] = dataclasses.replace(
+        tracks["nano"], num_layers=1, model_dim=32, batch_tokens=1024, val_tokens=2048,
         val_every=10, late_val_every=5, target=4.0,
     )  # fmt: skip
-    monkeypatch.setitem(train_gpt.TRACKS, "nano", small)
+    for module in (train_gpt, track):
+        monkeypatch.setattr(module, "shipped_tracks", lambda: dict(tracks))
     tokens = np.arange(60_000) % 251
     write_shard(tmp_path / "data" / "nano" / "nano_train_000001.bin", tokens[:30_000])
     write_shard(tmp_path / "data" / "nano" / "nano_train_000002.bin", tokens[30_000:])

@@ -1,16 +1,17 @@
 """Logs for tests: a real flattened script, made-up losses that come down to a track's target."""
 
 import math
+import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from records.judge.tracks import Track, read_tracks
-from records.run.flatten import flatten
-from records.run.recipe import toml_lines
+from records.run.flatten import flatten, literal
+from records.run.recipe import TABLES, Recipe, toml_lines
+from records.run.track import Track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parents[1]
-NANO = read_tracks()["nano"]
+NANO = shipped_tracks()["nano"]
 RECIPE = {
     "description": "made up",
     "name": "muon",
@@ -31,7 +32,14 @@ def losses(steps: int, offset: float = 0.0, track: Track = NANO) -> dict[int, fl
 
 @cache
 def script(toml: str, *arguments: str) -> str:
-    return flatten(ROOT, ["muon"], toml, list(arguments)).rstrip("\n")
+    """The script of a run with Muon; whatever the recipe says, it stands there as it is."""
+    chosen = tomllib.loads(toml)
+    tables = {key: chosen.pop(key, {}) for key in TABLES}
+    own = {key: chosen.pop(key) for key in ("name", "track", "train_steps")}
+    track = shipped_tracks().get(own["track"], NANO)
+    recipe = Recipe(**own | tables | {"track": track}, facts=chosen)
+    values = {"RECIPE": literal(recipe)}
+    return flatten(ROOT, ["muon"], values, list(arguments)).rstrip("\n")
 
 
 def write_log(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train_gpt
+from records.run.track import shipped_tracks
 from train_gpt import GPT, build_optimizers, parse_recipe, set_learning_rates
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,7 +60,7 @@ def test_loss_and_gradients_are_the_benchmarks():
 
 def test_twelve_steps_of_the_baseline_are_the_benchmarks():
     golden = json.loads((GOLDEN / "trajectory_baseline.json").read_text())
-    recipe = parse_recipe(BASELINE, "baseline", train_gpt.TRACKS, train_gpt.STEPS)
+    recipe = parse_recipe(BASELINE, "baseline", shipped_tracks(), train_gpt.STEPS)
     model = golden_model()
     optimizers = build_optimizers(model, recipe)
     for step, expected in enumerate(golden["losses"]):

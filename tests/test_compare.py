@@ -1,7 +1,7 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +9,7 @@ from log_text import CURVE, log_text, run_text, shifted, write
 
 from records import RecordError
 from records.__main__ import main
-from records.judge.compare import SLOPES, compare, mean_crossing, published_side, read_side, runs_needed
-from records.judge.tracks import read_tracks
+from records.judge.compare import compare, published_side, read_side, runs_needed
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "track3_logs"
 
@@ -159,14 +158,12 @@ def test_steps_count_at_the_slope_of_the_track(tmp_path: Path) -> None:
     assert compare(one, one, slope=0.1).slope == 0.1
 
 
-def test_every_track_has_a_slope() -> None:
-    assert set(SLOPES) == set(read_tracks())
-
-
-def test_the_crossing_of_mean_curves() -> None:
-    steps = [0, 100, 180, 200]
-    curves = np.array(
-        [[5.0, 4.0, 3.0, 2.0], [5.0, 4.0, 3.9, 3.8], [3.0, 2.0, 1.0, 0.5], [5.0, 4.0, 3.9, 3.9]]
-    )
-    assert mean_crossing(steps, curves, 3.5).tolist()[:3] == pytest.approx([140, 260, 0])
-    assert np.isnan(mean_crossing(steps, curves, 3.5)[3])
+def test_a_track_without_a_slope_compares_at_equal_steps_only(tmp_path: Path) -> None:
+    curve = {0: 5.0, 100: 2.0, 180: 1.50, 190: 1.45, 200: 1.40}
+    text = log_text(run_text(curve, total=200), facts=["track: nano"])
+    one = read_side(write(tmp_path / "a.txt", text))
+    one = replace(one, track=replace(one.track, slope=0.0))
+    assert compare(one, replace(one, mean=2.0)).verdict == "better"
+    with pytest.raises(RecordError, match="track nano states no slope: expected one in its file, or --slope"):
+        compare(one, replace(one, step=190))
+    assert compare(one, replace(one, step=190), slope=0.0).verdict == "not decided"

@@ -8,7 +8,8 @@ import torch
 
 import train_gpt
 from optimizers.ema_nesterov import EMANesterov
-from train_gpt import TRACKS, build_optimizers, parse_recipe, set_learning_rates
+from records.run.track import shipped_tracks
+from train_gpt import build_optimizers, parse_recipe, set_learning_rates
 
 
 def quadratic(x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +91,7 @@ def test_a_recipe_looks_ahead_between_its_steps_along_the_matrices_schedule():
     text = 'train_steps = 100\n[matrix]\nstep = "muon"\n'
     text += "[schedule]\ncooldown_frac = 0.5\naux_cooldown_frac = 0.1\n"
     text += "[lookahead]\nstrength = 0.6\nstart = 20\nstop = 80\n"
-    recipe = parse_recipe(text, "made", TRACKS, train_gpt.STEPS, track="nano")
+    recipe = parse_recipe(text, "made", shipped_tracks(), train_gpt.STEPS, track="nano")
     assert recipe.lookahead == {"decay": 0.99, "strength": 0.6, "start": 20, "stop": 80}
     optimizers = build_optimizers(train_gpt.GPT(16, 1, 32, 32, 8), recipe)
     assert isinstance(optimizers[-1], EMANesterov)

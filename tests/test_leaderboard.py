@@ -6,7 +6,7 @@ import pytest
 from records.__main__ import main
 from records.publish import leaderboard
 from records.publish.entry_page import EntryError, seed_ranges
-from records.publish.leaderboard import step_function_names, track_pages
+from records.publish.leaderboard import track_pages
 from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
 
@@ -61,10 +61,41 @@ def test_entries_are_ranked_by_steps_and_those_that_show_nothing_come_last(recor
     assert int(table[0][2]) < int(table[1][2]) and table[2][2] == "not in 200"
 
 
+def test_an_entry_of_another_track_has_no_place_here(records):
+    add_entry(records, "astray", track="mars")
+    with pytest.raises(EntryError, match="astray: expected logs of track nano, found mars; move the entry"):
+        track_pages(NANO, records)
+    assert main(["leaderboard", "--track", "mars"]) == 2
+
+
 def test_equal_steps_share_a_rank(records):
     for name in ("one", "two"):
         add_entry(records, name)
     assert [row[0] for row in rows(readme(records), "## Entries")] == ["| 1", "| 1"]
+
+
+def test_entries_that_cannot_be_told_apart_share_a_rank_whatever_their_steps(records):
+    add_entry(records, "fast")
+    write_log(add_entry(records, "later") / "a.txt", seeds=(3, 1, 0, 2), offset=0.5 * NANO.sigma)
+    first, second = rows(readme(records), "## Entries")
+    assert int(first[2]) < int(second[2]) and first[0] == second[0] == "| 1"
+
+
+def test_the_page_says_how_many_pairs_are_decided(records):
+    for name, offset in (("a", 0.0), ("b", 0.0), ("c", 0.8 * NANO.sigma), ("misses", 9 * NANO.sigma)):
+        add_entry(records, name, offset=offset)
+    assert "of 3 pairs 2 are decided" in readme(records)
+
+
+def test_a_track_without_published_results_shows_places_in_place_of_dates(records):
+    add_entry(records, "fast")
+    (data,) = [
+        page.pictures["figure.svg"].data for page in track_pages(NANO, records) if page.folder.name == "nano"
+    ]
+    assert not data[0] and [place["name"] for place in data[3]] == ["fast"]
+    (records / "nano" / "published.json").write_text(json.dumps(PUBLISHED))
+    results = track_pages(NANO, records)[-1].pictures["figure.svg"].data[0]
+    assert [(r["name"], r["own"]) for r in results][1:] == [("NorMuon", False), ("fast", True)]
 
 
 def test_numbers_are_those_of_the_logs(records):
@@ -83,7 +114,7 @@ def test_a_recipe_without_runs_is_listed_until_an_entry_has_run_it(records):
     assert listed == ["| [later](later.toml)", "| [muon](muon.toml)"]
     add_entry(records, "run")
     (later,) = rows(readme(records), "## Recipes")
-    assert later == ["| [later](later.toml)", "not_here (no such step function here yet)", r"a \| b |"]
+    assert later == ["| [later](later.toml)", "not_here", r"a \| b |"]
 
 
 def test_published_results_stand_apart_with_the_recipes_that_are_here(records):
@@ -168,12 +199,3 @@ def test_another_target_changes_the_figure_too(records):
 def test_seeds_are_told_as_ranges():
     assert seed_ranges([3, 0, 1, 2, 7]) == "0-3, 7"
     assert seed_ranges([0, None, None]) == "0, 2 unknown"
-
-
-def test_names_of_step_functions_are_read_from_the_source(tmp_path):
-    source = tmp_path / "steps.py"
-    source.write_text("STEPS = {step.__name__: step for step in (adamw, muon)}")
-    assert step_function_names(source) == {"adamw", "muon"}
-    source.write_text("STEPS = {'adamw': f, 'nora': g}")
-    assert step_function_names(source) == {"adamw", "nora"}
-    assert "muon" in step_function_names()

@@ -9,7 +9,8 @@ import torch
 
 import optimizers
 from records.run.recipe import parse_recipe
-from train_gpt import TRACKS, parse_arguments
+from records.run.track import shipped_tracks
+from train_gpt import parse_arguments
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -43,7 +44,7 @@ def test_adding_an_optimizer():
 
 
 def test_the_recipe_is_one():
-    recipe = parse_recipe(blocks("toml")[0], "readme", TRACKS, optimizers.STEPS)
+    recipe = parse_recipe(blocks("toml")[0], "readme", shipped_tracks(), optimizers.STEPS)
     assert recipe.step_names() == ["aurora", "soap_muon"]
 
 

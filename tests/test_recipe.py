@@ -7,8 +7,9 @@ import pytest
 
 from optimizers import STEPS
 from records.run.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
-from train_gpt import TRACKS
+from records.run.track import shipped_tracks
 
+TRACKS = shipped_tracks()
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 SHIPPED = [file for track in TRACKS for file in recipe_files(RECORDS / track).values()]
 HEAD = 'track = "fineweb"\ntrain_steps = 100\n'
@@ -28,7 +29,7 @@ def test_defaults_of_track_and_step_function_are_filled_in():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_shipped_recipe_reads_and_says_itself_again(path):
     recipe = read_recipe(path, TRACKS, STEPS)
-    assert recipe.track == path.relative_to(RECORDS).parts[0]
+    assert recipe.track.name == path.relative_to(RECORDS).parts[0]
     assert parse_recipe(recipe.toml(), "other", TRACKS, STEPS) == recipe
     assert len(path.read_text().splitlines()) <= 40 or path.name == "recipe.toml"
     assert "description" in recipe.facts
@@ -37,17 +38,24 @@ def test_every_shipped_recipe_reads_and_says_itself_again(path):
 
 @pytest.mark.parametrize("track", TRACKS)
 def test_the_default_recipe_of_a_track_is_shipped(track):
-    assert read_recipe(TRACKS[track].recipe, TRACKS, STEPS, track=track).track == track
+    assert read_recipe(TRACKS[track].recipe, TRACKS, STEPS, track=track).track.name == track
 
 
 def test_a_name_on_two_tracks_is_that_of_the_preferred_one():
     for track in ("nano", "fineweb"):
-        assert read_recipe("nora", TRACKS, STEPS, track=track).track == track
+        assert read_recipe("nora", TRACKS, STEPS, track=track).track.name == track
+
+
+def test_a_name_on_two_tracks_is_not_guessed():
+    with pytest.raises(RecipeError, match="several recipes are called nora; name one: .*fineweb/nora.toml, "):
+        read_recipe("nora", TRACKS, STEPS)
 
 
 def test_a_recipe_that_names_no_track_is_of_the_one_asked_for(tmp_path):
     (tmp_path / "mine.toml").write_text('train_steps = 5\n[matrix]\nstep = "muon"')
-    told = [read_recipe(tmp_path / "mine.toml", TRACKS, STEPS, track=track).track for track in (None, "nano")]
+    told = [
+        read_recipe(tmp_path / "mine.toml", TRACKS, STEPS, track=track).track.name for track in (None, "nano")
+    ]
     assert told == ["fineweb", "nano"]
 
 

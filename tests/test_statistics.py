@@ -2,6 +2,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from log_text import CURVE, log_text, run_text, shifted, write
 from records.judge.logs import Run, Validation, read_entry
 from records.judge.statistics import (
     common_steps,
+    crossings,
     first_crossing,
     ms_per_step,
     step_statistics,
@@ -91,6 +93,15 @@ def test_a_crossing_lies_between_its_validations(losses: list[float], target: fl
         assert min(losses) > target
     else:
         assert max(0, crossing.step - 25) <= crossing.interpolated <= crossing.step
+
+
+def test_the_crossing_of_curves() -> None:
+    steps = [0, 100, 180, 200]
+    curves = np.array(
+        [[5.0, 4.0, 3.0, 2.0], [5.0, 4.0, 3.9, 3.8], [3.0, 2.0, 1.0, 0.5], [5.0, 4.0, 3.9, 3.9]]
+    )
+    assert crossings(steps, curves, 3.5).tolist()[:3] == pytest.approx([140, 260, 0])
+    assert np.isnan(crossings(steps, curves, 3.5)[3])
 
 
 def test_common_steps_are_those_of_all_runs() -> None:

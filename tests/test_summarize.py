@@ -1,14 +1,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from log_text import CURVE, log_text, run_text, shifted, write
 
 from records.__main__ import main
-from records.judge.tracks import TrackError, entry_track, read_tracks
+from records.judge.logs import read_entry
+from records.judge.tracks import entry_track, shipped_track
+from records.run.track import Track, TrackError, shipped_tracks
 
+NANO = shipped_tracks()["nano"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -82,33 +86,47 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: py
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_the_tracks_are_those_of_the_trainer() -> None:
-    tracks = read_tracks()
-    assert (tracks["fineweb"].target, tracks["fineweb"].sigma, tracks["fineweb"].val_every) == (
-        3.28,
-        0.0013,
-        125,
-    )
-    assert "nano" in tracks
-
-
-def test_a_trainer_without_a_table_of_tracks_is_told(tmp_path: Path) -> None:
-    for source in ("x = 1", "TRACKS = {'a': Track(target=f())}", "TRACKS = {**others}", "TRACKS = {"):
-        with pytest.raises(TrackError, match="expected TRACKS"):
-            read_tracks(write(tmp_path / "train_gpt.py", source))
+def script_of(track: Track) -> str:
+    return f"import torch\nRECIPE = Recipe(\n    name='muon',\n    track={track!r},\n)\n"
 
 
 def test_the_track_of_an_entry(tmp_path: Path) -> None:
-    from records.judge.logs import read_entry
-
     write(tmp_path / "a.txt", log_text(run_text(), facts=["track: nano"]))
-    assert entry_track(read_entry(tmp_path)).name == "nano"
+    assert entry_track(read_entry(tmp_path)) == shipped_track(read_entry(tmp_path)) == NANO
     write(tmp_path / "b.txt", log_text(run_text(), facts=["device: a GPU"]))
     with pytest.raises(TrackError, match="logs of one track, found fineweb, nano"):
         entry_track(read_entry(tmp_path))
-    write(tmp_path / "c" / "a.txt", log_text(run_text(), facts=["track: mars"]))
-    with pytest.raises(TrackError, match="say track 'mars'; known: fineweb"):
-        entry_track(read_entry(tmp_path / "c"))
+
+
+def test_a_track_of_ones_own_is_the_one_in_the_scripts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    mars = replace(NANO, name="mars", target=4.0, sigma=0.002)
+    write(tmp_path / "a.txt", log_text(run_text(seed=0), script=script_of(mars), facts=["track: mars"]))
+    assert entry_track(read_entry(tmp_path)) == mars
+    main(["summarize", "--json", str(tmp_path)])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["target"], told["sigma"], told["first_significant_step"]) == (4.0, 0.002, 250)
+    with pytest.raises(TrackError, match="say track 'mars'; known: fineweb, nano"):
+        shipped_track(read_entry(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("scripts", "told"),
+    [
+        (["import torch\n"], "in all their scripts, found logs without it"),
+        (["import torch\nRECIPE = Recipe(track=Track(name=f()))\n"], "found logs without it"),
+        ([script_of(replace(NANO, name="venus"))], "found logs without it"),
+        ([script_of(replace(NANO, name="mars", sigma=s)) for s in (0.1, 0.2)], "found several that differ"),
+        ([script_of(replace(NANO, name="mars", sigma=0.0))], "sigma: expected a number above 0, found 0.0"),
+        (["import torch\nRECIPE = Recipe(track=Track(name='mars', sigm=1))\n"], "sigm: expected a known key"),
+    ],
+)
+def test_a_track_that_the_scripts_do_not_tell_is_refused(
+    tmp_path: Path, scripts: list[str], told: str
+) -> None:
+    for i, script in enumerate(scripts):
+        write(tmp_path / f"{i}.txt", log_text(run_text(seed=i), script=script, facts=["track: mars"]))
+    with pytest.raises(TrackError, match=told):
+        entry_track(read_entry(tmp_path))
 
 
 def test_help_names_all_commands(capsys: pytest.CaptureFixture) -> None:

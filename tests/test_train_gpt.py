@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 
 import train_gpt
 from data.shards import ShardError, write_shard
-from records.judge.logs import read_log
+from records.judge.compare import compare, read_side
+from records.judge.logs import read_entry, read_log
+from records.judge.tracks import entry_track
 from records.run.run_log import RunLog
-from train_gpt import GPT, STEPS, TRACKS, RunError, World
+from records.run.track import read_track
+from tests.made_tracks import write_track
+from train_gpt import GPT, STEPS, RunError, World
 
 ROOT = Path(train_gpt.__file__).parent
 ALONE = World(0, 1, torch.device("cpu"))
@@ -48,6 +52,19 @@ def refusal(*options: str, out: Path, data: Path) -> str:
         train(out, *options, data=data)
     assert stopped.value.code not in (0, None)
     return str(stopped.value.code)
+
+
+def run_alone(log: Path, data: Path, folder: Path) -> Path:
+    """Run the script at a log's head in an empty folder beside the data of nano; the log it wrote."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "script.py").write_text(log.read_text().split("\n" + "=" * 100)[0] + "\n")
+    (folder / "data" / "nano").symlink_to(data / "nano")
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, env=environment, check=True, capture_output=True
+    )
+    (repeated,) = (folder / "logs").glob("*.txt")
+    return repeated
 
 
 def val_losses(log: Path) -> list[list[str]]:
@@ -81,7 +98,7 @@ def test_blocks_follow_the_benchmarks_order(lengths, batch, steps):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_ranks_share_each_block_in_order(small_track, size):
-    track = TRACKS["nano"]
+    track = train_gpt.shipped_tracks()["nano"]
     shards = train_gpt.open_data(small_track, recipe(steps=1))[0]
     blocks = train_gpt.plan_blocks([len(shard) for shard in shards], track.batch_tokens, 40)
     ranks = [World(rank, size, torch.device("cpu")) for rank in range(size)]
@@ -97,7 +114,7 @@ def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
     write_shard(
         small_track / "nano" / "nano_train_000001.bin", np.r_[np.zeros(1500, int), 300, np.zeros(2000, int)]
     )
-    track = TRACKS["nano"]
+    track = train_gpt.shipped_tracks()["nano"]
     shard = train_gpt.open_data(small_track, recipe(steps=1))[0][0]
     with pytest.raises(ShardError, match=r"nano_train_000001.bin: token 300 at 1,500, expected below 256"):
         train_gpt.read_block(shard, 1024, track, ALONE)
@@ -108,7 +125,7 @@ def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
 
 def recipe(text: str = "", steps: int = 100) -> train_gpt.Recipe:
     head = f'track = "nano"\ntrain_steps = {steps}\n[matrix]\nstep = "muon"\n'
-    return train_gpt.parse_recipe(head + text, "made", TRACKS, STEPS)
+    return train_gpt.parse_recipe(head + text, "made", train_gpt.shipped_tracks(), STEPS)
 
 
 def rates(made: train_gpt.Recipe, step: int) -> dict[str, float]:
@@ -238,18 +255,9 @@ def test_the_end_of_a_run_says_when_the_target_was_reached(small_track, tmp_path
 
 def test_the_script_at_the_head_repeats_the_run(nano_data, tmp_path):
     log = train(tmp_path / "logs", "--recipe", "aurora_contra_floor", "--steps", "6", data=nano_data)
-    script = tmp_path / "alone" / "script.py"
-    script.parent.mkdir()
-    script.write_text(log.read_text().split("\n" + "=" * 100)[0] + "\n")
-    (script.parent / "data").mkdir()
-    (script.parent / "data" / "nano").symlink_to(nano_data / "nano")
-    environment = {**os.environ, "PYTHONPATH": ""}
-    subprocess.run(
-        [sys.executable, script.name], cwd=script.parent, env=environment, check=True, capture_output=True
-    )
-    (repeated,) = (script.parent / "logs").glob("*.txt")
+    repeated = run_alone(log, nano_data, tmp_path / "alone")
     assert val_losses(repeated) == val_losses(log)
-    assert repeated.read_text().split("\n" + "=" * 100)[0] + "\n" == script.read_text()
+    assert repeated.read_text().split("\n" + "=" * 100)[0] == log.read_text().split("\n" + "=" * 100)[0]
 
 
 def test_world_sizes_train_alike(nano_data, tmp_path):
@@ -263,6 +271,70 @@ def test_world_sizes_train_alike(nano_data, tmp_path):
         finals.append([v.val_loss for v in read_log(log).runs[0].validations])
     assert finals[1] == pytest.approx(finals[0], abs=2e-4)
     assert finals[2] == pytest.approx(finals[0], abs=2e-4)
+
+
+# -- a track of one's own
+
+
+@pytest.fixture
+def own_track(small_track: Path) -> Path:
+    """The file of a track "mine", on the data of `small_track`."""
+    sizes = {"num_layers": 1, "model_dim": 32, "mlp_ratio": 2, "context": 64, "batch_tokens": 512}
+    late = {"val_tokens": 1024, "val_every": 10, "target": 4.0, "sigma": 0.02, "recipe": "muon"}
+    return write_track(small_track.parent / "mine.toml", **sizes, **late, fetch="")
+
+
+def test_a_track_of_ones_own_runs_under_its_own_name(small_track, own_track, tmp_path):
+    options = ("--track", str(own_track), "--steps", "20", "--seeds", "0,1")
+    log = train(tmp_path / "logs", *options, data=small_track)
+    other = train(tmp_path / "other", *options, "--recipe", "nora", data=small_track)
+    read = read_log(log)
+    assert (
+        read.track == read.recipe["track"] == "mine" and [v.step for v in read.runs[0].validations][1] == 10
+    )
+    entries = [read_entry(log), read_entry(other)]
+    assert all(entry_track(entry) == read_track(own_track) for entry in entries)
+    sides = [read_side(path) for path in (log, other)]
+    assert compare(*sides, slope=0.0).first.track.sigma == 0.02
+    script = run_alone(log, small_track, tmp_path / "alone")
+    assert val_losses(script) == val_losses(log)
+
+
+def test_a_run_on_ones_own_track_resumes_without_its_file(small_track, own_track, tmp_path):
+    options = ("--track", str(own_track), "--steps", "8", "--checkpoint-every", "4")
+    log = train(tmp_path / "logs", *options, data=small_track)
+    whole = val_losses(log)
+    log.with_suffix(".checkpoints").joinpath("run000_step000008.pt").unlink()
+    own_track.rename(own_track.with_name("elsewhere.toml"))
+    train(tmp_path / "logs", "--resume", data=small_track)
+    assert val_losses(log) == whole
+    changed = write_track(
+        own_track, **{**dataclasses.asdict(read_track(own_track.with_name("elsewhere.toml"))), "target": 3.0}
+    )
+    told = refusal("--track", str(changed), "--resume", out=tmp_path / "logs", data=small_track)
+    assert "checkpoint is of another run" in told and "'target': 3.0" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "told"),
+    [
+        ({"sigma": 0.0}, (), "sigma: expected a number above 0, found 0.0"),
+        ({"name": "fineweb"}, (), "name: expected one of its own, found 'fineweb'"),
+        ({"recipe": "no_such"}, (), "no recipe 'no_such'"),
+        ({"dataset": "elsewhere"}, (), "elsewhere: put them there, or name --data DIR"),
+        ({"dataset": "elsewhere"}, ("--plan",), "elsewhere: put them there, or name --data DIR"),
+    ],
+)
+def test_what_keeps_a_track_from_running_is_told(small_track, own_track, tmp_path, changes, options, told):
+    write_track(own_track, **{**dataclasses.asdict(read_track(own_track)), **changes})
+    assert told in refusal("--track", str(own_track), *options, out=tmp_path / "logs", data=small_track)
+    assert not list(tmp_path.glob("logs/*"))
+
+
+def test_rows_that_the_processes_do_not_divide(own_track):
+    track = dataclasses.replace(read_track(own_track), batch_tokens=3 * 64)
+    with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
+        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None)
 
 
 # -- checkpoints
@@ -445,6 +517,8 @@ def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_pa
             assert all(torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
         else:
             train_gpt.apply_update(optimizers)
+
+
 def test_the_log_says_which_data_was_used(small_track, tmp_path):
     log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", data=small_track)
     told = [fact for fact in read_log(log).facts if fact.startswith("shard ")]

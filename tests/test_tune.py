@@ -12,6 +12,7 @@ import pytest
 
 from records import tune
 from records.judge.logs import read_entry
+from tests.made_tracks import write_track
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECIPE = """description = "for a test"
@@ -170,6 +171,14 @@ def test_the_value_is_the_mean_over_the_seeds(study, tmp_path, capsys):
 def test_arguments_after_two_dashes_reach_every_run(study, tmp_path, capsys):
     assert study(1, "--", "--refuse") == 2
     assert "learning_rate" in capsys.readouterr().err
+
+
+def test_a_track_of_ones_own_reaches_every_run(study, tmp_path, capsys):
+    track = write_track(tmp_path / "mars.toml")
+    assert study(1, "--track", str(track)) == 0
+    assert f"# Further arguments: --track {track}\n" in (tmp_path / "study" / "best.toml").read_text()
+    assert study(1, "--track", str(tmp_path / "venus.toml")) == 2
+    assert "no track" in capsys.readouterr().err
 
 
 def test_another_search_in_the_same_folder_is_refused(study, capsys):

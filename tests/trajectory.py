@@ -23,11 +23,11 @@ from torch import Tensor
 
 from optimizers.around.around import read_losses
 from records.run.recipe import Recipe, toml_lines
+from records.run.track import shipped_tracks
 from train_gpt import (
     AROUND,
     GPT,
     STEPS,
-    TRACKS,
     World,
     apply_update,
     build_optimizers,
@@ -56,7 +56,8 @@ def read_scaled(path: Path) -> tuple[Recipe, Replay]:
     """The recipe, and what its table [trajectory] says. Raises RecipeError, TypeError for an unknown key."""
     table = tomllib.loads(path.read_text())
     replay = Replay(**table.pop("trajectory", {}))
-    return parse_recipe("\n".join(toml_lines(table)), path.stem, TRACKS, STEPS, arounds=AROUND), replay
+    text = "\n".join(toml_lines(table))
+    return parse_recipe(text, path.stem, shipped_tracks(), STEPS, arounds=AROUND), replay
 
 
 def made_model(replay: Replay) -> GPT:

@@ -15,13 +15,12 @@ Begin = Annotated[int, "[0, inf)", "update, from 0, after which the averages go 
 @stage("memory", by_rows=True)
 def nesterov(G: Tensor, state: State, *, momentum: Momentum = 0.95, nesterov: Nesterov = True) -> Tensor:
     """M <- M + (1 - mu)(G - M); u = (1 - mu) G + mu M, or M itself without Nesterov. No bias correction."""
-    M = buffer(state, "momentum", G)
-    if isinstance(momentum, Tensor) or not nesterov:
-        average_(M, G, momentum)
-        return (1 - momentum) * G + momentum * M if nesterov else M.clone()
-    D = G - M  # one subtraction and two additions take less time than two lerps where memory is the limit
-    M.add_(D, alpha=1 - momentum)
-    return torch.add(M, D, alpha=momentum * (1 - momentum), out=D)
+    M = average_(buffer(state, "momentum", G), G, momentum)
+    if not nesterov:
+        return M.clone()
+    if isinstance(momentum, Tensor):
+        return (1 - momentum) * G + momentum * M
+    return torch.lerp(M, G, 1 - momentum)
 
 
 @stage("memory", by_rows=True)

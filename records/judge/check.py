@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from records.judge import script_rules
+from records.judge.fixed_parts import changed_parts, other_changes, read_versions
 from records.judge.logs import Entry, Log, read_entry
 from records.judge.statistics import Summary, summarize_entry, threshold
-from records.judge.tracks import Track, entry_track, read_tracks
+from records.judge.tracks import changed_track, shipped_track
 from records.judge.warnings import (
     different_recipes,
     different_scripts,
@@ -22,6 +23,7 @@ from records.judge.warnings import (
     script_digest,
     seeds_missing,
 )
+from records.run.track import Track
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ def check_entry(entry: Entry, root: Path = script_rules.ROOT) -> tuple[Rule, ...
 
     Raises TrackError where the logs name no single track of this project.
     """
-    track = entry_track(entry, read_tracks(root / "train_gpt.py"))
+    track = shipped_track(entry)
     summary = summarize_entry(entry, track.target, track.sigma)
     n = f"{summary.n} run{'' if summary.n == 1 else 's'}"
     return (
         _rule("same script", f"one script and one recipe for {n}", one_script(entry)),
-        _rule("script within the rules", _free_changes(entry, root), script_within_rules(entry, track, root)),
+        _rule("script within the rules", _free_changes(entry, root), script_within_rules(entry, track)),
         _rule("no decision on validation loss", "none found in the script", no_decisions(entry)),
         _rule("one step for all runs", _told_step(summary), one_step(entry, summary)),
         _rule("significance", _told_significance(summary), significance(summary)),
@@ -102,20 +104,18 @@ def _script_problems(log: Log) -> list[str]:
 
 
 def embedded_recipe(log: Log) -> dict | None:
-    """What RECIPE = '''...''' in a log's script says; None without one, {} where it is not TOML."""
-    tree = script_rules.parse(log.script) if log.script else ""
-    if isinstance(tree, str) or not (node := script_rules.definitions(tree).get("RECIPE")):
-        return None
+    """The effective recipe that a log's script holds; None without one, {} where it cannot be read."""
+    text = script_rules.embedded_recipe(log.script or "")
     try:
-        return tomllib.loads(str(getattr(node.value, "value", "")))
+        return None if text is None else tomllib.loads(text)
     except (ValueError, RecursionError):
         return {}
 
 
-def script_within_rules(entry: Entry, track: Track, root: Path) -> Iterator[str]:
+def script_within_rules(entry: Entry, track: Track) -> Iterator[str]:
     """Rules 1 and 4: no third-party optimizer; track, data, model and validation as in this checkout."""
-    changed = partial(script_rules.changed_parts, track=track.name, root=root)
-    yield from _each_script(entry, script_rules.foreign_imports, changed)
+    parts, values = partial(changed_parts, versions=read_versions()), partial(changed_track, track=track)
+    yield from _each_script(entry, script_rules.foreign_imports, parts, values)
 
 
 def no_decisions(entry: Entry) -> Iterator[str]:
@@ -179,10 +179,10 @@ def _together(complaints: Iterable[tuple[str, Log]]) -> Iterator[str]:
 
 def _free_changes(entry: Entry, root: Path) -> str:
     told = "no third-party optimizer; track, data, model and validation as in this checkout"
-    scripts = {script_digest(log): log.script for log in entry.logs if log.script}
+    scripts, versions = {script_digest(log): log.script for log in entry.logs if log.script}, read_versions()
     for script in scripts.values():
         tree = script_rules.parse(script)
-        if not isinstance(tree, str) and (others := script_rules.other_changes(tree, root)):
+        if not isinstance(tree, str) and (others := other_changes(tree, versions, root)):
             return f"{told}; to be read, since free but other than here: {', '.join(others)}"
     return told
 

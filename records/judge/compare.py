@@ -7,6 +7,9 @@ The pairwise rule of the benchmark, at the step each side claims:
 says the first is better. Both differences are the second's minus the first's; the slope is 0.0045 of loss per
 100 steps on FineWeb (measured around 3300 steps by shortening one entry by 200), and likewise measured on
 nano. The 0.004 scales with sigma.
+
+Entries that share seeds are compared by seed as well (records.judge.paired): p < 0.01 of a two-sided t-test
+of the steps to the target, or of the loss at the last common step where a side does not come to it.
 """
 
 import argparse
@@ -22,13 +25,12 @@ from scipy import stats
 
 from records import RecordError
 from records.judge.logs import read_entry
-from records.judge.statistics import ROUNDING, Summary, common_steps, threshold
+from records.judge.paired import PairedComparison, TTest, compare_paired
+from records.judge.statistics import ROUNDING, Summary, common_steps, crossings, curves_of, threshold
 from records.judge.summarize import count, finite, summarize, table
-from records.judge.tracks import DEFAULT, Track, entry_track, read_tracks
+from records.judge.tracks import DEFAULT, entry_track
+from records.run.track import Track, shipped_tracks
 
-# Loss per step that shortening a run costs near the target, as measured. fineweb: see above. nano: Muon at lr
-# .02, wd .05, seeds 1000 and 1001: mean 1.41472 in 380 steps, 1.34552 in 520.
-SLOPES = {"fineweb": 0.0045 / 100, "nano": 0.0692 / 140}
 PUBLISHED = Path(__file__).parents[1] / "fineweb" / "published.json"
 RESAMPLES = 2000
 
@@ -73,6 +75,7 @@ class Comparison:
     common_step: int | None  # the last that all runs of both sides share
     loss_at_common_step: Interval | None
     steps_to_target: Interval | None  # from where the mean curves cross the target
+    paired: PairedComparison | None  # None where the sides share no seed
 
     @property
     def more_seeds(self) -> tuple[int, int] | None:
@@ -137,46 +140,54 @@ def published_side(number: str) -> Side:
     if number not in results:
         raise RecordError(f"published:{number}: expected a number from 1 to {len(results)}")
     found = results[number]
-    track = read_tracks()[DEFAULT]
+    track = shipped_tracks()[DEFAULT]
     return Side(f"published:{number}", found["steps"], found["mean_val_loss"], found["runs"], track)
 
 
 def compare(first: Side, second: Side, slope: float | None = None) -> Comparison:
-    """The pairwise rule; `slope` in loss per step, by default the track's (SLOPES).
+    """The pairwise rule; `slope` in loss per step, by default the track's.
 
-    Raises RecordError for sides of different tracks.
+    Raises RecordError for sides of different tracks, or of different steps where the track states no slope.
     """
-    if first.track.name != second.track.name:
+    if first.track != second.track:
+        same = " with other values" if first.track.name == second.track.name else ""
         raise RecordError(
-            f"{first.name} is of track {first.track.name}, {second.name} of {second.track.name}: "
+            f"{first.name} is of track {first.track.name}, {second.name} of {second.track.name}{same}: "
             "expected entries of one track, their losses cannot be compared"
         )
-    slope = SLOPES[first.track.name] if slope is None else slope
-    steps = second.step - first.step
+    if slope is None and first.step != second.step and not first.track.slope:
+        raise RecordError(f"track {first.track.name} states no slope: expected one in its file, or --slope")
+    slope = first.track.slope / 100 if slope is None else slope
     asked = threshold(first.track.sigma)
-
-    def gain(digits: int) -> float:
-        return round(second.mean, digits) - round(first.mean, digits) + steps * slope
-
-    deviation = math.sqrt(1 / first.n + 1 / second.n)
-    left = gain(12) / deviation
+    left = left_hand_side(first, second, slope)
     z = left / first.track.sigma
     decided = abs(left) >= asked - ROUNDING
     return Comparison(
         first=first,
         second=second,
         loss_difference=second.mean - first.mean,
-        step_difference=steps,
+        step_difference=second.step - first.step,
         slope=slope,
         left_hand_side=left,
-        rounded_left_hand_side=gain(4) / deviation,
+        rounded_left_hand_side=left_hand_side(first, second, slope, digits=4),
         threshold=asked,
         z=z,
         p=float(stats.norm.sf(abs(z))),
         verdict="not decided" if not decided else "better" if left > 0 else "worse",
-        runs_needed=runs_needed(gain(12), first.n, second.n, asked),
+        runs_needed=runs_needed(left * math.sqrt(1 / first.n + 1 / second.n), first.n, second.n, asked),
         **bootstrapped(first.summary, second.summary),
+        paired=(
+            compare_paired(first.summary, second.summary, first.track.name)
+            if first.summary and second.summary
+            else None
+        ),
     )
+
+
+def left_hand_side(first: Side, second: Side, slope: float, digits: int = 12) -> float:
+    """Of the pairwise rule, from means rounded to so many digits; `slope` in loss per step."""
+    loss = round(second.mean, digits) - round(first.mean, digits)
+    return (loss + (second.step - first.step) * slope) / math.sqrt(1 / first.n + 1 / second.n)
 
 
 def runs_needed(gain: float, n1: int, n2: int, asked: float) -> tuple[int, int] | None:
@@ -208,7 +219,7 @@ def bootstrapped(first: Summary | None, second: Summary | None) -> dict:
     nothing = {"common_step": None, "loss_at_common_step": None, "steps_to_target": None}
     if first is None or second is None or not (steps := common_steps([*first.runs, *second.runs])):
         return nothing
-    curves = [_curves(summary) for summary in (first, second)]
+    curves = [curves_of(summary.runs) for summary in (first, second)]
     if not all(np.isfinite(losses).all() for _, losses in curves):
         return nothing
     at = [own.index(steps[-1]) for own, _ in curves]
@@ -216,7 +227,7 @@ def bootstrapped(first: Summary | None, second: Summary | None) -> dict:
     def differences(*chosen: np.ndarray, axis: int = -1) -> np.ndarray:
         means = [losses[runs].mean(axis=-2) for (_, losses), runs in zip(curves, chosen, strict=True)]
         loss = [mean[..., column] for mean, column in zip(means, at, strict=True)]
-        cross = [mean_crossing(own, mean, first.target) for (own, _), mean in zip(curves, means, strict=True)]
+        cross = [crossings(own, mean, first.target) for (own, _), mean in zip(curves, means, strict=True)]
         return np.stack([loss[1] - loss[0], cross[1] - cross[0]])
 
     every = [np.arange(len(losses)) for _, losses in curves]
@@ -245,27 +256,6 @@ def bootstrapped(first: Summary | None, second: Summary | None) -> dict:
     }
 
 
-def mean_crossing(steps: Sequence[int], means: np.ndarray, target: float) -> np.ndarray:
-    """Where curves [..., steps] first come to the target, interpolated or continued; nan if not falling."""
-    x = np.asarray(steps, dtype=float)
-    below = means <= target
-    i = np.where(below.any(-1), below.argmax(-1), len(x) - 1)
-    late = int(np.argmax(x >= 0.9 * x[-1]))
-    j = np.where(below.any(-1), np.maximum(i - 1, 0), min(late, max(len(x) - 2, 0)))
-    here, before = (np.take_along_axis(means, k[..., None], -1)[..., 0] for k in (i, j))
-    fall = before - here
-    with np.errstate(divide="ignore", invalid="ignore"):
-        line = x[i] + (here - target) * (x[i] - x[j]) / fall
-    return np.where((i == 0) & below.any(-1), x[0], np.where(fall > 0, line, np.nan))
-
-
-def _curves(summary: Summary) -> tuple[list[int], np.ndarray]:
-    """Steps common to a side's runs, and its losses [runs, steps]."""
-    steps = [at.step for at in summary.steps]
-    curves = [run.curve for run in summary.runs]
-    return steps, np.array([[curve[step] for step in steps] for curve in curves])
-
-
 def as_json(pair: Comparison) -> dict:
     """Plain data of a comparison."""
     plain = {side: {key: getattr(getattr(pair, side), key) for key in ("name", "step", "mean", "n")}
@@ -277,7 +267,26 @@ def as_json(pair: Comparison) -> dict:
     plain |= {key: getattr(pair, key) for key in keys}
     for key in ("loss_at_common_step", "steps_to_target"):
         plain[key] = getattr(pair, key) and asdict(getattr(pair, key))
-    return finite(plain)
+    return finite(plain | {"paired": pair.paired and paired_as_json(pair.paired)})
+
+
+def paired_as_json(paired: PairedComparison) -> dict:
+    """n, mean, low, high, p of the loss difference at `step`; steps_saved by the first, with their own p."""
+    steps = paired.steps
+    return {
+        "verdict": paired.verdict,
+        "seeds": paired.seeds,
+        "step": paired.step,
+        **asdict(paired.loss),
+        "correlation": paired.correlation,
+        "steps_saved": steps and steps.mean,
+        "steps_low": steps and steps.low,
+        "steps_high": steps and steps.high,
+        "steps_p": steps and steps.p,
+        "steps_positive": steps and steps.positive,
+        "steps_seeds_needed": steps and steps.seeds_needed,
+        "doubts": paired.doubts,
+    }
 
 
 def as_text(pair: Comparison) -> Iterator[str]:
@@ -307,6 +316,29 @@ def as_text(pair: Comparison) -> Iterator[str]:
         yield f"  steps to the target (mean curves): {_told(steps, '.1f')} more for {b.name}"
     elif a.summary and b.summary:
         yield "  steps to the target: a mean curve does not come to it"
+    if pair.paired:
+        yield from paired_as_text(pair.paired, b.name)
+
+
+def paired_as_text(paired: PairedComparison, second: str) -> Iterator[str]:
+    """The lines of a paired comparison for a reader."""
+    common = f", correlation {paired.correlation:.2f}" if paired.correlation is not None else ""
+    yield f"  paired, {count(paired.loss.n, 'shared seed')}{common}: {paired.verdict}"
+    yield f"    loss at step {paired.step}: {test_in_words(paired.loss, '.5f')} more for {second}"
+    if paired.steps:
+        yield f"    steps to the target: {test_in_words(paired.steps, '.1f')} more for {second}"
+    if paired.verdict == "not decided":
+        needed = "no number" if paired.test.seeds_needed is None else paired.test.seeds_needed
+        yield f"    shared seeds that would decide at this difference: {needed}"
+    yield from (f"    doubt: {doubt}" for doubt in paired.doubts)
+
+
+def test_in_words(test: TTest, places: str) -> str:
+    """Such as: 12.9 (95% from 6.6 to 19.1, p 0.00074, above zero for 11 of 12)."""
+    if test.low is None:
+        return f"{test.mean:{places}} (one seed has no spread: no interval)"
+    edges = f"95% from {test.low:{places}} to {test.high:{places}}"
+    return f"{test.mean:{places}} ({edges}, p {test.p:.2g}, above zero for {test.positive} of {test.n})"
 
 
 def in_words(pair: Comparison) -> str:
@@ -331,16 +363,25 @@ def seeds_in_words(pair: Comparison) -> str:
     return f"seeds that would decide at this difference: {more}"
 
 
+SIGNS = {"better": "+", "worse": "-", "not decided": "?"}
+OPPOSITE = {"better": "worse", "worse": "better", "not decided": "not decided"}
+
+
 def matrix(sides: Sequence[Side], pairs: Sequence[Comparison]) -> Iterator[str]:
-    """The left-hand sides of row against column; + better, - worse, ? not decided."""
-    signs = {"better": "+", "worse": "-", "not decided": "?"}
-    found = {(id(p.first), id(p.second)): (p.left_hand_side, signs[p.verdict]) for p in pairs}
-    turned = {(b, a): (-left, sign.translate({43: 45, 45: 43})) for (a, b), (left, sign) in found.items()}
-    cells = found | turned
-    yield "left-hand side of row against column: + better, - worse, ? not decided"
+    """The left-hand sides of row against column, and the signs of the pairwise and the paired verdict."""
+    cells = {}
+    for pair in pairs:
+        verdicts = [pair.verdict, *([pair.paired.verdict] if pair.paired else [])]
+        there = "".join(SIGNS[verdict] for verdict in verdicts)
+        back = "".join(SIGNS[OPPOSITE[verdict]] for verdict in verdicts)
+        cells[id(pair.first), id(pair.second)] = f"{pair.left_hand_side:.5f} {there}"
+        cells[id(pair.second), id(pair.first)] = f"{-pair.left_hand_side:.5f} {back}"
+    yield (
+        "left-hand side of row against column: + better, - worse, ? not decided; where seeds are shared "
+        "the second sign is the paired verdict"
+    )
     rows = [
-        [a.name, str(a.step), f"{a.mean:.5f}", str(a.n)]
-        + ["" if a is b else "{:.5f} {}".format(*cells[id(a), id(b)]) for b in sides]
+        [a.name, str(a.step), f"{a.mean:.5f}", str(a.n), *(cells.get((id(a), id(b)), "") for b in sides)]
         for a in sides
     ]
     yield from table(["", "step", "mean", "n", *(s.name for s in sides)], rows)

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from records import RecordError
@@ -67,7 +68,7 @@ class Run:
     other_losses: tuple[str, ...] = ()  # names of further loss columns, e.g. ema_val_loss
     problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def curve(self) -> dict[int, float]:
         """Step -> validation loss."""
         return {validation.step: validation.val_loss for validation in self.validations}
@@ -269,7 +270,7 @@ class _Reader:
         match = _STEP_LINE.fullmatch(text)
         columns = [column.split(":", 1) for column in match[3].split()] if match else []
         values = dict(columns)
-        if "val_loss" not in values or len(values) < len(columns):
+        if match is None or "val_loss" not in values or len(values) < len(columns):
             if _LOOKS_LIKE_VALIDATION.search(line):
                 self.complain(f"line {number} is no whole validation line: {_shown(text)}", draft)
             return
@@ -339,10 +340,10 @@ class _Reader:
 
     def runs(self) -> tuple[Run, ...]:
         """All runs of which a validation is left, after everything else was read."""
-        decimals = max(self.decimals, key=self.decimals.get, default=DECIMALS)
+        decimals = max(self.decimals, key=self.decimals.__getitem__, default=DECIMALS)
         if decimals != DECIMALS:
             self.complain(f"val_loss is printed with {decimals} decimals, not {DECIMALS}")
-        runs = []
+        runs: list[Run] = []
         for draft in self.drafts:
             total, validations = self.validations(draft, decimals)
             if validations:

@@ -1,7 +1,7 @@
 """What the script of a log may not do, found in its syntax tree. The script is parsed, never run.
 
 Found: imports beyond Python and a list of packages; code made at run time; parts of the trainer that the
-rules fix and that differ from this checkout's; decisions on validation loss. Not found: a decision hidden in
+rules fix and that are set anew; decisions on validation loss. Not found: a decision hidden in
 what another function returns, in an attribute or behind another name. A reader has the last word.
 """
 
@@ -12,26 +12,12 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from records.run.recipe import toml_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "triton", "tiktoken", "huggingface_hub", "sympy", "pyarrow", "tqdm")
-FIXED = {  # file of this project -> what the rules fix in it; of TRACKS, the track of the log
-    "data/shards.py": ("SHARD_MAGIC", "SHARD_VERSION", "SHARD_HEADER_BYTES", "list_shards", "read_shard"),
-    "train_gpt.py": (
-        "Track", "TRACKS", "plan_blocks", "read_block", "training_batches", "open_data",
-        "Linear", "RMSNorm", "rotary_angles", "rotate", "Attention", "MLP", "Block", "summed_loss", "GPT",
-        "World", "validate", "validates", "forward_backward",
-    ),
-}  # fmt: skip
-TRACK_FREE = (
-    "fetch",
-    "shards",
-    "shard_tokens",
-    "sigma",
-    "recipe",
-    "aux",
-)  # not what is trained
-PROJECT = ("data", "optimizers", "records")  # flattening takes their imports out
 DYNAMIC = ("exec", "eval", "compile", "__import__")
 LEAVING = (ast.Break, ast.Continue, ast.Return, ast.Raise)
 LEAVING_CALLS = ("exit", "quit", "_exit", "abort", "kill", "step", "load_state_dict")
@@ -59,61 +45,27 @@ def parse(script: str) -> ast.Module | str:
     return tree
 
 
-@lru_cache(maxsize=4)
-def own_definitions(root: Path, file: str) -> dict[str, ast.stmt]:
-    """The definitions in a file of the project, as flattening leaves them: without imports of the project."""
-    tree = parse((root / file).read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            node.body = [part for part in node.body if not from_project(part)]
-    return definitions(tree)
-
-
 def foreign_imports(tree: ast.Module) -> Iterator[str]:
     """Imports of what is neither Python's own nor in PACKAGES, and code made at run time."""
     for node in ast.walk(tree):
-        names = []
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "."] if not node.level else ["." * node.level + (node.module or "")]
+            names = ["." * node.level + (node.module or "")]
         for name in names:
             top = name.split(".")[0]
             if top not in PACKAGES and top not in sys.stdlib_module_names:
-                yield f"line {node.lineno} imports {name}"
+                yield f"line {line_of(node)} imports {name}"
             elif top == "importlib":
-                yield f"line {node.lineno} imports importlib: what it loads cannot be seen"
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in DYNAMIC:
-            yield f"line {node.lineno} calls {node.func.id}: what it runs cannot be seen"
+                yield f"line {line_of(node)} imports importlib: what it loads cannot be seen"
+        called = getattr(node.func, "id", None) if isinstance(node, ast.Call) else None
+        if called in DYNAMIC:
+            yield f"line {line_of(node)} calls {called}: what it runs cannot be seen"
 
 
-def changed_parts(tree: ast.Module, track: str, root: Path = ROOT) -> Iterator[str]:
-    """How the parts that the rules fix differ from those of the project at `root`."""
-    theirs = definitions(tree)
-    names = {name for fixed in FIXED.values() for name in fixed} | {"RECIPE"}
-    missing, changed = [], []
-    for file, fixed in FIXED.items():
-        ours = own_definitions(root, file)
-        for name in fixed:
-            if name not in ours:
-                yield f"cannot be verified: {file} of this checkout does not define {name}"
-            elif name not in theirs:
-                missing.append(name)
-            elif fingerprint(theirs[name], track) != fingerprint(ours[name], track):
-                changed.append(name)
-    if missing:
-        yield f"cannot be verified: the script does not define {', '.join(missing)} (made elsewhere?)"
-    if changed:
-        yield f"changed against this checkout: {', '.join(changed)}"
-    for line, name in sorted(rebound(tree, names)):
-        yield f"line {line} replaces or alters {name}"
-
-
-def other_changes(tree: ast.Module, root: Path = ROOT) -> list[str]:
-    """Names of train_gpt.py that the rules leave free and that the script has otherwise."""
-    theirs, ours = definitions(tree), own_definitions(root, "train_gpt.py")
-    free = [name for name in ours if name in theirs and name not in FIXED["train_gpt.py"]]
-    return [name for name in free if fingerprint(theirs[name], "") != fingerprint(ours[name], "")]
+def line_of(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -122,32 +74,34 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.setdefault(node.name, node)
-        elif (
-            isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
-        ):
-            found.setdefault(node.targets[0].id, node)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(name := targets[0], ast.Name):
+            found.setdefault(name.id, node)
     return found
 
 
-def fingerprint(node: ast.stmt, track: str) -> str:
-    """The syntax without positions; of TRACKS, what one track fixes."""
-    if isinstance(node, ast.Assign) and node.targets[0].id == "TRACKS" and isinstance(node.value, ast.Dict):
-        pairs = zip(node.value.keys, node.value.values, strict=True)
-        calls = [call for key, call in pairs if getattr(key, "value", None) in (track, None)]
-        facts = [fact for call in calls for fact in (call.keywords if _keywords_only(call) else [call])]
-        return "".join(
-            sorted(ast.dump(fact) for fact in facts if getattr(fact, "arg", None) not in TRACK_FREE)
-        )
-    return ast.dump(node)
+def embedded_recipe(script: str) -> str | None:
+    """The effective recipe in a script, as TOML; None where there is none, "" where it cannot be read.
+
+    It stands there as RECIPE = Recipe(key=literal, ...), in older scripts as TOML. Nothing of it is run.
+    """
+    tree = parse(script)
+    value = None if isinstance(tree, str) else getattr(definitions(tree).get("RECIPE"), "value", None)
+    try:
+        recipe = value and literal(value)
+        if isinstance(recipe, dict):
+            facts, track = recipe.pop("facts", {}), recipe.pop("track", {})
+            recipe = "\n".join(toml_lines({**facts, **recipe, "track": track["name"]}))
+        return recipe
+    except (ValueError, TypeError, KeyError, MemoryError, RecursionError):
+        return ""
 
 
-def _keywords_only(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and not node.args
-
-
-def from_project(node: ast.stmt) -> bool:
-    """Whether a statement imports from this project's own packages."""
-    return isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PROJECT
+def literal(node: ast.expr) -> Any:
+    """The value of an expression; of a call, its keyword arguments. Raises ValueError for no literal."""
+    if isinstance(node, ast.Call) and not node.args:
+        return {str(word.arg): literal(word.value) for word in node.keywords}
+    return ast.literal_eval(node)
 
 
 def plain_arguments(script: str) -> bool:
@@ -189,8 +143,8 @@ def rebound(tree: ast.Module, names: set[str]) -> set[tuple[int, str]]:
                 "globals",
             ):
                 name = base_name(child.args[0]) if child.args else "globals()"
-            if name in names or name == "globals()":
-                found.add((child.lineno, name))
+            if name and (name in names or name == "globals()"):
+                found.add((line_of(child), name))
             visit(child, inner)
 
     visit(tree, False)
@@ -198,7 +152,7 @@ def rebound(tree: ast.Module, names: set[str]) -> set[tuple[int, str]]:
 
 
 def base_name(node: ast.AST) -> str | None:
-    """GPT of GPT.forward and of TRACKS["nano"]."""
+    """GPT of GPT.forward and of GPT["x"]."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
@@ -306,16 +260,20 @@ def judge(node: ast.stmt, tainted: set[str], found: dict[int, str]) -> None:
     ):
         for inner in (part for block in blocks(node) for statement in block for part in ast.walk(statement)):
             if what := decides(inner):
-                found[node.lineno] = f"if a validation loss: {what} in line {inner.lineno}"
+                found[node.lineno] = f"if a validation loss: {what} in line {line_of(inner)}"
                 break
     for target, value in bindings(node):
         if hyperparameter(target) and holds(value, tainted):
             found[node.lineno] = f"{hyperparameter(target)} is set from a validation loss"
     for part in ast.walk(ast.Module([node], [])) if not blocks(node) else ():
-        called = getattr(getattr(part, "func", None), "attr", None)
-        given = [*part.args, *part.keywords] if called in ("step", "load_state_dict") else []
-        if any(holds(argument, tainted) for argument in given):
-            found[part.lineno] = f"{called}() is given a validation loss"
+        called = getattr(part.func, "attr", None) if isinstance(part, ast.Call) else None
+        if called in ("step", "load_state_dict") and any(holds(one, tainted) for one in given_to(part)):
+            found[line_of(part)] = f"{called}() is given a validation loss"
+
+
+def given_to(call: ast.AST) -> list[ast.AST]:
+    """The arguments of a call."""
+    return [*call.args, *call.keywords] if isinstance(call, ast.Call) else []
 
 
 def decides(node: ast.AST) -> str | None:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
+import numpy as np
 from scipy.special import ndtr
 
 from records.judge.logs import Entry, Run
-from records.judge.warnings import entry_warnings
+from records.judge.warnings import conditions, entry_warnings
 
 THRESHOLD = 0.004  # of rule 2 and of the pairwise rule, at SIGMA
 SIGMA = 0.0013
@@ -90,6 +91,43 @@ def common_steps(runs: Sequence[Run]) -> list[int]:
     return sorted(set.intersection(*(set(run.curve) for run in runs)))
 
 
+def crossings(steps: Sequence[int], curves: np.ndarray, target: float) -> np.ndarray:
+    """Where curves [..., steps] first come to the target, interpolated [...].
+
+    A curve that stays above is continued in a straight line, as steep as over its last tenth; nan where that
+    does not fall.
+    """
+    x = np.asarray(steps, dtype=float)
+    below = curves <= target
+    i = np.where(below.any(-1), below.argmax(-1), len(x) - 1)
+    late = int(np.argmax(x >= 0.9 * x[-1]))
+    j = np.where(below.any(-1), np.maximum(i - 1, 0), min(late, max(len(x) - 2, 0)))
+    here, before = (np.take_along_axis(curves, k[..., None], -1)[..., 0] for k in (i, j))
+    fall = before - here
+    with np.errstate(divide="ignore", invalid="ignore"):
+        line = x[i] + (here - target) * (x[i] - x[j]) / fall
+    return np.where((i == 0) & below.any(-1), x[0], np.where(fall > 0, line, np.nan))
+
+
+def curves_of(runs: Sequence[Run]) -> tuple[list[int], np.ndarray]:
+    """The steps common to all runs, and their losses [runs, steps]."""
+    steps = common_steps(runs)
+    curves = [run.curve for run in runs]
+    return steps, np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def steps_to_target(runs: Sequence[Run], target: float) -> np.ndarray | None:
+    """Steps to the target of each run, interpolated or continued [runs].
+
+    None where the mean curve does not come to it, where a loss is not finite, or where a run does not fall.
+    """
+    steps, curves = curves_of(runs)
+    if not steps or not np.isfinite(curves).all() or curves.mean(axis=0).min() > target:
+        return None
+    found = crossings(steps, curves, target)
+    return found if np.isfinite(found).all() else None
+
+
 def ms_per_step(runs: Sequence[Run]) -> float | None:
     """Median training time of a step in milliseconds, over all intervals between validations of all runs.
 
@@ -119,6 +157,7 @@ class Summary:
     judged: StepStatistics | None
     ms_per_step: float | None
     warnings: tuple[str, ...]
+    conditions: dict[str, tuple[str, ...]]  # under which it ran, as its logs state them
 
     @property
     def n(self) -> int:
@@ -144,7 +183,8 @@ def summarize_entry(entry: Entry, target: float, sigma: float = SIGMA) -> Summar
     steps = tuple(
         step_statistics(step, [curve[step] for curve in curves], target, sigma) for step in common_steps(runs)
     )
-    crossings = tuple(first_crossing(run, target) for run in runs)
+    crossed = tuple(first_crossing(run, target) for run in runs)
+    reached = [crossing.interpolated for crossing in crossed if crossing]
     first = next((at for at in steps if at.significant), None)
     return Summary(
         name=entry.name,
@@ -152,10 +192,11 @@ def summarize_entry(entry: Entry, target: float, sigma: float = SIGMA) -> Summar
         sigma=sigma,
         runs=runs,
         steps=steps,
-        crossings=crossings,
-        first_crossing_step=fmean(c.interpolated for c in crossings) if runs and all(crossings) else None,
+        crossings=crossed,
+        first_crossing_step=fmean(reached) if runs and len(reached) == len(runs) else None,
         first_significant_step=first.step if first else None,
         judged=first or (steps[-1] if steps else None),
         ms_per_step=ms_per_step(runs),
         warnings=entry_warnings(entry),
+        conditions=conditions(entry),
     )

@@ -3,11 +3,25 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import takewhile
+from operator import itemgetter
+from typing import TypeVar
 
 from records.judge.logs import Entry, Log, Run
+from records.run.recipe import dotted
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 NAMES = 6  # files named in one warning; the others are counted
+CONDITIONS = (
+    "world_size",
+    "threads",
+    "compiled",
+    "micro_batch",
+    "batch_tokens",
+)  # facts, beside device and version
 _SETTING = re.compile(r"Using (\w+)=(.*)")  # published logs state their settings so
 # The line that may differ between the scripts of one entry: it says which seeds were run.
 _ARGUMENTS = re.compile(r"^ARGUMENTS = .*\n?", re.MULTILINE)
@@ -27,8 +41,21 @@ def script_digest(log: Log) -> str | None:
 
 def settings(log: Log) -> dict[str, object]:
     """The effective recipe with dotted keys, or what `Using key=value` facts say; never the seed."""
-    stated = dict(match.groups() for fact in log.facts if (match := _SETTING.fullmatch(fact)))
-    return _dotted(log.recipe) or {key: value for key, value in stated.items() if key != "seed"}
+    stated = [match for fact in log.facts if (match := _SETTING.fullmatch(fact))]
+    return dotted(log.recipe) or {match[1]: match[2] for match in stated if match[1] != "seed"}
+
+
+def conditions(entry: Entry) -> dict[str, tuple[str, ...]]:
+    """What the logs state of how they were run, beside recipe and seed: fact -> its values, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for log in _logs(entry):
+        facts = {key: value for key, _, value in (f.partition(": ") for f in _before_recipe(log.facts))}
+        version = next((fact for fact in log.facts if fact.startswith("PyTorch ")), None)
+        stated = {"device": log.device, "version": version} | {key: facts.get(key) for key in CONDITIONS}
+        for key, value in stated.items():
+            if value is not None:
+                found.setdefault(key, {})[value] = None
+    return {key: tuple(sorted(values)) for key, values in found.items()}
 
 
 def different_scripts(entry: Entry) -> Iterator[str]:
@@ -44,9 +71,10 @@ def different_recipes(entry: Entry) -> Iterator[str]:
     logs = _logs(entry)
     said = [settings(log) for log in logs]
     for key in sorted({key for one in said for key in one}):
-        groups = _groups(range(len(logs)), lambda i, key=key: repr(said[i].get(key, "nothing")))
+        stated = [(repr(one.get(key, "nothing")), log) for one, log in zip(said, logs, strict=True)]
+        groups = _groups(stated, itemgetter(0))
         if len(groups) > 1:
-            told = (f"{value[:60]} in {_files(logs[i] for i in group)}" for value, group in groups.items())
+            told = (f"{value[:60]} in {_files(log for _, log in group)}" for value, group in groups.items())
             yield f"different recipes, {key}: {'; '.join(told)}"
 
 
@@ -82,10 +110,10 @@ def seeds_missing(entry: Entry) -> Iterator[str]:
         yield f"no seed is stated for {_runs(entry, unknown)}"
     if seeds and (gaps := _gaps(seeds)):
         files = _files(log for log in entry.logs if any(run.seed is not None for run in log.runs))
-        yield f"seeds missing from the sequence {_ranges(seeds)}: {_ranges(gaps)} ({files})"
+        yield f"seeds missing from the sequence {_listed(ranges(seeds))}: {_listed(ranges(gaps))} ({files})"
     for log in entry.logs:
         if not_run := sorted(planned_seeds(log) - {run.seed for run in log.runs}):
-            yield f"planned seeds that were not run: {_ranges(not_run)} in {log.path.name}"
+            yield f"planned seeds that were not run: {_listed(ranges(not_run))} in {log.path.name}"
     for seed, group in _groups(
         (run for run in entry.runs if run.seed is not None), lambda run: run.seed
     ).items():
@@ -95,10 +123,10 @@ def seeds_missing(entry: Entry) -> Iterator[str]:
 
 def seeds_begin_late(entry: Entry) -> Iterator[str]:
     """One run with a seed of its own is what a hand-picked run looks like."""
-    seeded = [run for run in entry.runs if run.seed is not None]
-    first = min(seeded, key=lambda run: run.seed, default=None)
-    if first and first.seed > 1:
-        yield f"the seeds begin at {first.seed}, not at 0 or 1: {_runs(entry, [first])}"
+    seeded = [(run.seed, run) for run in entry.runs if run.seed is not None]
+    seed, first = min(seeded, key=lambda pair: pair[0], default=(0, None))
+    if first and seed > 1:
+        yield f"the seeds begin at {seed}, not at 0 or 1: {_runs(entry, [first])}"
 
 
 def runs_that_end_early(entry: Entry) -> Iterator[str]:
@@ -153,50 +181,45 @@ DOUBTS: tuple[Callable[[Entry], Iterator[str]], ...] = (
 
 def planned_seeds(log: Log) -> set[int]:
     """The seeds of the fact `seeds: 0-4` or `seeds: 0,3`; empty where there is none."""
-    for fact in log.facts:
-        if fact == "effective recipe:":
-            break
+    for fact in _before_recipe(log.facts):
         if match := re.fullmatch(r"seeds: *(\d{1,9}(?:-\d{1,9})?(?:, ?\d{1,9}(?:-\d{1,9})?)*)", fact):
             parts = [[int(n) for n in part.split("-")] for part in match[1].split(",")]
             return {seed for part in parts for seed in range(part[0], min(part[-1], part[0] + 10_000) + 1)}
     return set()
 
 
+def _before_recipe(facts: Sequence[str]) -> Iterator[str]:
+    return takewhile(lambda fact: fact != "effective recipe:", facts)
+
+
 def _logs(entry: Entry) -> list[Log]:
     return [log for log in entry.logs if log.runs]
 
 
-def _groups(items: Iterable, key: Callable[..., Hashable]) -> dict[Hashable, list]:
-    groups = defaultdict(list)
+def _groups(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    groups: dict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
 
 
-def _dotted(table: dict, path: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in table.items():
-        flat |= _dotted(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
-    return flat
-
-
 def _gaps(seeds: list[int]) -> list[int]:
     """The numbers missing between the first and the last; the first of them where they are very many."""
-    gaps = []
+    gaps: list[int] = []
     for before, after in zip(seeds, seeds[1:], strict=False):
         gaps += range(before + 1, min(after, before + 1001))
     return gaps
 
 
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2, 5'."""
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """[0, 1, 2, 5] -> ["0-2", "5"]."""
     parts: list[list[int]] = []
-    for number in numbers:
+    for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:
             parts[-1][1] = number
         else:
             parts.append([number, number])
-    return _listed([str(a) if a == b else f"{a}-{b}" for a, b in parts])
+    return [str(a) if a == b else f"{a}-{b}" for a, b in parts]
 
 
 def _listed(items: list) -> str:

@@ -13,10 +13,12 @@ from records import RecordError
 from records.judge.logs import Entry, read_entry
 from records.judge.script_rules import plain_arguments
 from records.judge.statistics import Summary, summarize_entry, threshold
-from records.judge.tracks import Track
+from records.judge.tracks import track_name
+from records.judge.warnings import ranges
 from records.publish.pages import FIGURE, Page, escape, fenced, table
 from records.publish.pictures import Curve, curves_picture
 from records.publish.recipe_table import flat, side_by_side
+from records.run.track import Track
 
 # Of an entry: no path, no markup, the same on every disk.
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
@@ -51,9 +53,11 @@ class Standing:
 
 
 def read_standing(folder: Path, track: Track) -> Standing:
-    """Read the entry in `folder`. Raises EntryError for its recipe, LogError for its logs."""
+    """Read the entry in `folder`. Raises EntryError for its recipe or track, LogError for its logs."""
     text, recipe = read_toml(folder / "recipe.toml")
     entry = read_entry(folder)
+    if (found := track_name(entry)) != track.name:
+        raise EntryError(f"{folder}: expected logs of track {track.name}, found {found}; move the entry")
     dates = [log.date for log in entry.logs if log.date]
     summary = summarize_entry(entry, track.target, track.sigma)
     return Standing(folder.name, folder, text, recipe, entry, summary, max(dates, default=None))
@@ -175,9 +179,9 @@ def runs_table(summary: Summary) -> str:
         rows.append(
             (
                 "?" if run.seed is None else run.seed,
-                number(run.curve.get(step), ".5f"),
+                number(None if step is None else run.curve.get(step), ".5f"),
                 f"{last.val_loss:.5f} at {last.step}",
-                number(crossing and crossing.interpolated, ".1f"),
+                number(crossing.interpolated if crossing else None, ".1f"),
                 f"{escape(run.path.name)}, run {run.index + 1}",
             )
         )
@@ -214,12 +218,6 @@ def number(value: float | None, form: str) -> str:
 
 def seed_ranges(seeds: Sequence[int | None]) -> str:
     """0, 1, 2, 5 -> "0-2, 5"; a run without a seed -> "?"."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seed for seed in seeds if seed is not None):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    known = [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
     unknown = sum(seed is None for seed in seeds)
+    known = ranges(seed for seed in seeds if seed is not None)
     return ", ".join(known + ([f"{unknown} unknown"] if unknown else []))

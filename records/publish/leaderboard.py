@@ -1,11 +1,10 @@
 """`python -m records leaderboard`: a track's README.md and figure, made from its entries' logs.
 
-Entries are ranked by their first significant step. Published results are listed apart: their logs are not
-here, so nothing of them is recomputed.
+An entry's result is its first significant step, its rank one more than the number of entries shown to be
+ahead of it. Published results are listed apart: their logs are not here, so nothing of them is recomputed.
 """
 
 import argparse
-import ast
 import json
 import os
 import re
@@ -13,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from records.judge.paired import TTest
+from records.judge.ranking import FAMILY, Ranking, rank
 from records.judge.statistics import threshold
-from records.judge.tracks import DEFAULT, Track, read_tracks
+from records.judge.tracks import DEFAULT
 from records.publish.entry_page import (
     Standing,
     entry_page,
@@ -25,12 +26,12 @@ from records.publish.entry_page import (
     seed_ranges,
 )
 from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
-from records.publish.pictures import Result, leaderboard_picture
+from records.publish.pictures import Place, Result, leaderboard_picture
 from records.publish.prediction import pairings, prediction_picture, prediction_text
 from records.publish.recipe_table import disagreements
+from records.run.recipe import shipped_recipes
+from records.run.track import RECORDS, Track, TrackError, shipped_tracks
 
-RECORDS = Path(__file__).resolve().parents[1]
-STEP_FUNCTIONS = RECORDS.parent / "optimizers" / "__init__.py"
 PULL_REQUEST = "https://github.com/KellerJordan/modded-nanogpt/pull/{}"
 CURVES = 10  # drawn near the target: the first of the ranking
 
@@ -39,13 +40,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "leaderboard", help="make the pages of tracks and entries from the logs, or check them"
     )
-    parser.add_argument("--track", choices=list(read_tracks()), help="only this track (default: all)")
+    parser.add_argument("--track", metavar="NAME", help="only this track (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
     parser.set_defaults(func=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    tracks = read_tracks()
+    tracks = shipped_tracks()
+    if args.track and args.track not in tracks:
+        raise TrackError(f"--track {args.track}: expected {' or '.join(tracks)}; others have no leaderboard")
     pages = [page for name in ([args.track] if args.track else tracks) for page in track_pages(tracks[name])]
     if not args.check:
         for page in pages:
@@ -82,12 +85,20 @@ def read_standings(folder: Path, track: Track) -> list[Standing]:
 
 def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) -> Page:
     published = read_published(folder)
-    recipes = {file.stem: read_toml(file)[1] for file in sorted(folder.glob("*.toml"))}
-    results = [Result(p["name"], p["date"], p["steps"], own=False) for p in published]
-    results += [
+    recipes = {name: read_toml(file)[1] for name, file in shipped_recipes(folder).items()}
+    own = [
         Result(e.name, e.date, e.summary.first_significant_step, own=True)
         for e in entries
         if e.date and e.summary.first_significant_step is not None
+    ]
+    history = [Result(p["name"], p["date"], p["steps"], own=False) for p in published]
+    results = history + own if history else []  # without published results there is one day to show
+    ranking = rank([e.summary for e in entries], track)
+    entries = sorted(entries, key=lambda e: ranking.ranks.get(e.name, len(entries) + 1))
+    places = [
+        Place(e.name, ranking.ranks[e.name], test.mean, test.low, test.high)
+        for e in entries
+        if not history and (test := ranking.steps.get(e.name))
     ]
     curves = [curve for e in entries[:CURVES] if (curve := mean_curve(e.name, e.summary)).steps]
     parts = [
@@ -96,10 +107,12 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
         "first step, common to all its runs, at which (target - mean) sqrt(n) is at least "
         f"{threshold(track.sigma):.4g} (sigma {track.sigma:g}).\n",
         see_also(folder),
-        f"![record over time, and curves near the target]({FIGURE})\n" if results or curves else "",
+        f"![{'record over time' if results else 'steps to the target'}, and curves near it]({FIGURE})\n"
+        if results or curves
+        else "",
         f"Curves of the first {CURVES} entries.\n" if len(entries) > CURVES else "",
         "## Entries\n",
-        entries_table(entries),
+        entries_table(entries, ranking),
     ]
     elsewhere = read_published(folder.parent / DEFAULT) if track.name != DEFAULT else []
     if len(paired := pairings(entries, track, elsewhere)) > 2:
@@ -116,7 +129,9 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
             open_table(reported, recipes),
         ]
     parts.append("Made from the logs by `python -m records leaderboard`; do not edit.\n")
-    pictures = {FIGURE: leaderboard_picture(results, curves, track.target)} if results or curves else {}
+    pictures = (
+        {FIGURE: leaderboard_picture(results, curves, track.target, places)} if results or curves else {}
+    )
     if len(paired) > 2:
         pictures[PREDICTION] = prediction_picture(paired)
     return Page(folder, "\n".join(part for part in parts if part), pictures)
@@ -128,25 +143,27 @@ def see_also(folder: Path) -> str:
     return "See also: " + ", ".join(f"[{escape(name)}]({name})" for name in pages) + ".\n" if pages else ""
 
 
-def entries_table(entries: Sequence[Standing]) -> str:
+def entries_table(entries: Sequence[Standing], ranking: Ranking) -> str:
     if not entries:
         return "None yet: `python -m records submit NAME --recipe RECIPE LOG...` makes the first.\n"
-    header = ("rank", "entry", "steps", "mean val_loss", "runs", "(target - mean) sqrt(n)", "p")
-    header += ("mean crossing", "ms/step", "optimizer", "seeds", "date")
-    rows, ranked = [], [e.summary.first_significant_step for e in entries]
+    header = (
+        "rank", "entry", "steps", "mean val_loss", "runs", "(target - mean) sqrt(n)", "p",
+        "steps to the target (95%)", "ms/step", "optimizer", "seeds", "date",
+    )  # fmt: skip
+    rows = []
     for entry in entries:
         summary, at = entry.summary, entry.summary.judged
         step = summary.first_significant_step
         rows.append(
             (
-                "-" if step is None else 1 + ranked.index(step),
+                ranking.ranks.get(entry.name, "-"),
                 f"[{escape(entry.name)}]({entry.name}/)",
                 step if step is not None else f"not in {at.step}" if at else "-",
                 number(summary.mean_val_loss, ".5f"),
                 summary.n,
                 number(summary.statistic, ".5f"),
                 number(at.p if at else None, ".1g"),
-                number(summary.first_crossing_step, ".1f"),
+                with_interval(ranking.steps.get(entry.name)),
                 number(summary.ms_per_step, ".1f"),
                 escape(entry.optimizer),
                 escape(seed_ranges(summary.seeds)),
@@ -154,21 +171,33 @@ def entries_table(entries: Sequence[Standing]) -> str:
             )
         )
     notes = (
-        "Mean crossing: where the runs' curves first meet the target, interpolated, averaged over the runs "
-        "(- where a run does not). ms/step belongs to the machine of the runs and ranks nothing."
+        "Rank: one more than the number of entries shown to be ahead. Entries of one rank cannot be told "
+        f"apart by these runs: of {ranking.pairs} pairs {ranking.decided} are decided, by paired t-tests of "
+        "the steps to the target on shared seeds (by the pairwise rule where none are shared), with Holm's "
+        f"correction for the number of pairs (at most {FAMILY:.0%} that any is decided wrongly).\n\n"
+        "Steps: the first at which rule 2 is met. Steps to the target: where a run's curve first meets it, "
+        "interpolated, or continued as steep as over its last tenth; mean over the runs and 95% t-interval. "
+        "ms/step belongs to the machine of the runs and ranks nothing."
     )
     if any(e.summary.first_significant_step is None for e in entries):
         notes += " An entry without a rank does not show the target; its loss is the last common step's."
     return table(header, rows, right=(0, 2, 3, 4, 5, 6, 7, 8)) + f"\n{notes}\n"
 
 
+def with_interval(test: TTest | None) -> str:
+    """Such as: 360.0 (352.1 to 367.9)."""
+    if test is None:
+        return "-"
+    if test.low is None:
+        return f"{test.mean:.1f}"
+    return f"{test.mean:.1f} ({test.low:.1f} to {test.high:.1f})"
+
+
 def recipes_table(recipes: dict[str, dict]) -> str:
-    known = step_function_names()
     rows = []
     for name, recipe in recipes.items():
         step = str(recipe.get("matrix", {}).get("step", "?"))
-        here = escape(step) if step in known else f"{escape(step)} (no such step function here yet)"
-        rows.append((f"[{escape(name)}]({name}.toml)", here, escape(recipe.get("description", ""))))
+        rows.append((f"[{escape(name)}]({name}.toml)", escape(step), escape(recipe.get("description", ""))))
     note = "No entry here has run these: what they reach is not known.\n\n"
     return note + table(("recipe", "optimizer", "description"), rows)
 
@@ -237,17 +266,3 @@ def read_published(folder: Path, kind: str | None = None) -> list[dict]:
     path = folder / "published.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return [result for result in results if result.get("kind") == kind]
-
-
-def step_function_names(source: Path = STEP_FUNCTIONS) -> set[str]:
-    """The names in optimizers.STEPS, read and not imported (that would need torch).
-
-    Raises ValueError where STEPS is neither a dict of names nor {step.__name__: step for step in (...)}.
-    """
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STEPS":
-            if isinstance(node.value, ast.Dict):
-                return {ast.literal_eval(key) for key in node.value.keys}
-            if isinstance(node.value, ast.DictComp):
-                return {n.id for n in ast.walk(node.value.generators[0].iter) if isinstance(n, ast.Name)}
-    raise ValueError(f"{source}: expected STEPS = {{step.__name__: step for step in (...)}} or a dict")

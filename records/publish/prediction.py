@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from scipy import stats
+from scipy.optimize import isotonic_regression
 
-from records.judge.compare import RESAMPLES, Interval, Side, compare, mean_crossing, published_side, side
-from records.judge.tracks import Track
+from records.judge.compare import RESAMPLES, Interval, Side, compare, published_side, side
+from records.judge.statistics import crossings, curves_of
 from records.publish.entry_page import Standing
 from records.publish.pages import escape, table
 from records.publish.pictures import COLOURS, Picture
+from records.run.track import Track
 
 CLOSE = 1.15  # times the fewest published steps: among these an order is hard to tell, and worth the most
 
@@ -65,12 +67,11 @@ def pairings(entries: Sequence[Standing], track: Track, published: Sequence[dict
 def pairing(entry: Standing, track: Track) -> Pairing:
     """One entry beside its published result; the generator's seed is the result's number."""
     summary, number = entry.summary, entry.recipe["published"]
-    steps = [at.step for at in summary.steps]
-    losses = np.array([[run.curve[step] for step in steps] for run in summary.runs])
+    steps, losses = curves_of(summary.runs)
     chosen = np.random.default_rng(number).integers(len(losses), size=(RESAMPLES, len(losses)))
-    crossings = mean_crossing(steps, losses[chosen].mean(axis=1), track.target)
-    at = float(mean_crossing(steps, losses.mean(axis=0), track.target))
-    return Pairing(number, entry.name, side(summary, track), published_side(str(number)), at, crossings)
+    resampled = crossings(steps, losses[chosen].mean(axis=1), track.target)
+    at = float(crossings(steps, losses.mean(axis=0), track.target))
+    return Pairing(number, entry.name, side(summary, track), published_side(str(number)), at, resampled)
 
 
 def rank_agreement(paired: Sequence[Pairing]) -> dict[str, Interval]:
@@ -137,7 +138,7 @@ def prediction_text(paired: Sequence[Pairing]) -> str:
     )
     if turned:
         header = ("better as published", "worse as published", "published steps", "steps here", "decided")
-        rows = [
+        turned_rows = [
             (
                 f"{escape(r.better.name)} \\#{r.better.number}",
                 f"{escape(r.worse.name)} \\#{r.worse.number}",
@@ -152,7 +153,7 @@ def prediction_text(paired: Sequence[Pairing]) -> str:
             )
             for r in turned
         ]
-        parts.append(table(header, rows))
+        parts.append(table(header, turned_rows))
     return "\n".join(parts)
 
 
@@ -162,38 +163,56 @@ def told(name: str, value: Interval) -> str:
 
 
 def prediction_picture(paired: Sequence[Pairing]) -> Picture:
-    """Steps here over published steps with 95% intervals over runs: all left, the close ones right."""
+    """Steps here over published steps with 95% intervals over runs: all left, the close ones right.
+
+    A point is named where it stands apart: the close ones in the right panel only.
+    """
     points = [
         (p.number, p.published.step, p.steps, *map(float, np.nanpercentile(p.crossings, (2.5, 97.5))))
         for p in paired
     ]
     near = [point for point in points if point[1] <= CLOSE * points[0][1]]
+    far = [point for point in points if point not in near]
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        close = f"Within {CLOSE - 1:.0%} of the fewest published steps"
-        for axes, shown, title in ((left, points, "All"), (right, near, close)):
-            draw_points(axes, shown, points)
-            axes.set_title(title)
+        draw_points(left, points, points, named=far if len(near) > 1 else points)
+        draw_points(right, near, points, named=near)
+        left.set_title("All")
+        right.set_title(f"Within {CLOSE - 1:.0%} of the fewest published steps")
+        left.legend(frameon=False, fontsize=8)
 
     return Picture([points], draw)
 
 
-def draw_points(axes: Axes, shown: Sequence[tuple], points: Sequence[tuple]) -> None:
-    """Points with their results' numbers; the line is "the median ratio of all, and no other difference"."""
+def draw_points(axes: Axes, shown: Sequence[tuple], points: Sequence[tuple], named: Sequence[tuple]) -> None:
+    """Points, the `named` with their results' numbers; the line is the median ratio of all `points`."""
     _, published, here, low, high = map(np.array, zip(*shown, strict=True))
     axes.errorbar(published, here, yerr=(here - low, high - here), fmt="o", color=COLOURS[0], markersize=4)
-    for number, x, y, *_ in shown:
-        axes.annotate(f"#{number}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
     ratio = np.median([y / x for _, x, y, *_ in points])
     ends = np.array([published.min(), published.max()])
     axes.plot(ends, ratio * ends, "--", color="#666666", linewidth=1, label=f"published x {ratio:.3f}")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.margins(x=0.08)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5))
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("published steps")
     axes.set_ylabel("steps here")
-    axes.legend(frameon=False, fontsize=8)
+    gap = 0.04 * float(np.ptp(np.log(axes.get_ylim())))
+    for x in {point[1] for point in named}:
+        column = sorted((y, number) for number, at, y, *_ in named if at == x)
+        heights = spread([math.log(y) for y, _ in column], gap)
+        for (_, number), height in zip(column, heights, strict=True):
+            place = (x, math.exp(height))
+            axes.annotate(
+                f"#{number}", place, xytext=(6, 0), textcoords="offset points", va="center", fontsize=7
+            )
+
+
+def spread(places: Sequence[float], gap: float) -> np.ndarray:
+    """Rising places, moved as little as possible (least squares) to be at least `gap` apart."""
+    steps = gap * np.arange(len(places))
+    return isotonic_regression(np.asarray(places) - steps).x + steps

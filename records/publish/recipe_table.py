@@ -2,21 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from records.run.recipe import FACTS
+from records.run.recipe import FACTS, dotted
 
 # About the recipe, not of it: no number of the run comes from these.
 NAMES = ("name", *FACTS)
 
 
-def flat(recipe: Mapping[str, object], path: str = "") -> dict[str, object]:
-    """Dotted key -> value, without the keys that only name or describe; keys keep their order."""
-    table: dict[str, object] = {}
-    for key, value in recipe.items():
-        if isinstance(value, Mapping):
-            table |= flat(value, f"{path}{key}.")
-        elif path or key not in NAMES:
-            table[f"{path}{key}"] = value
-    return table
+def flat(recipe: Mapping[str, object]) -> dict[str, object]:
+    """Dotted key -> value, without the keys that only name or describe."""
+    return {key: value for key, value in dotted(recipe).items() if key not in NAMES}
 
 
 def side_by_side(recipes: Sequence[Mapping[str, object]]) -> list[tuple[str, list[object | None], bool]]:

@@ -6,7 +6,7 @@ the page's content security policy forbids it. All text from logs is escaped.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import combinations
@@ -19,15 +19,26 @@ from itables.javascript import generate_init_offline_itables_html
 from itables.options import dt_bundle
 
 from records import RecordError
-from records.judge.compare import Comparison, Interval, compare, in_words, seeds_in_words, side
+from records.judge.compare import (
+    OPPOSITE,
+    Comparison,
+    Interval,
+    compare,
+    in_words,
+    seeds_in_words,
+    side,
+    test_in_words,
+)
 from records.judge.logs import Entry, read_entry
+from records.judge.paired import ALPHA, PairedComparison
 from records.judge.statistics import Summary
 from records.judge.summarize import count, summarize
-from records.judge.tracks import Track, entry_track
+from records.judge.tracks import entry_track
 from records.judge.warnings import settings
 from records.publish.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
-from records.publish.pictures import COLOURS
+from records.publish.pictures import BANDED, COLOURS, near_target
 from records.publish.recipe_table import flat, side_by_side
+from records.run.track import Track
 
 LINES = ("solid", "dash", "dot", "dashdot")  # another one each time the colours are used up
 NAME_LENGTH = 60  # of a name in a legend or a heading
@@ -36,7 +47,7 @@ PLOT = {
     "displaylogo": False,
     "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
 }
-OPPOSITE = {"better": "worse", "worse": "better", "not decided": "not decided"}
+CLASSES = {"better": "better", "worse": "worse", "not decided": "open"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
        max-width: 1300px; }
@@ -50,7 +61,8 @@ table.plain th, table.plain td { border: 1px solid #ccc; border-width: 0 1px 1px
 #pairwise td { white-space: nowrap; }
 table.plain th { background: #f3f3f3; }
 table.plain th:first-child { position: sticky; left: 0; }
-.better { background: #d7ead9; } .worse { background: #f6d9cf; } tr.differs td { background: #fff4cc; }
+.better { background: #d7ead9; } .worse { background: #f6d9cf; } .open { background: #fff; }
+tr.differs td { background: #fff4cc; }
 tr.differs th { font-weight: 700; } tr.same th { font-weight: 400; }
 li { overflow-wrap: anywhere; }
 """
@@ -114,8 +126,9 @@ def report(entries: Sequence[Entry]) -> str:
 </head>
 <body>
 <h1>{title}</h1>
-<p>Target: validation loss {track.target:g}. Lines are means over runs, bands their lowest and highest loss.
-Drag to zoom, double-click to go back; click a name to hide or show it, double-click it to see it alone.</p>
+<p>Target: validation loss {track.target:g}. Lines are means over runs, bands (of up to {BANDED} entries)
+their lowest and highest loss. Drag to zoom, double-click to go back; click a name to hide or show it,
+double-click it to see it alone.</p>
 {plot}
 <h2>Entries</h2>
 <p>Click a heading to sort.</p>
@@ -154,7 +167,8 @@ def figure(parts: Sequence[Part], track: Track) -> go.Figure:
         {"legendgroup": str(i), "name": escape(part.name), "line_color": COLOURS[i % len(COLOURS)]}
         for i, part in enumerate(parts)
     ]
-    for curve, same in zip(curves, shared, strict=True):  # all bands first, so that none covers a line
+    banded = zip(curves, shared, strict=True) if len(curves) <= BANDED else ()
+    for curve, same in banded:  # all bands first, so that none covers a line
         plot.add_scatter(
             x=curve.steps + curve.steps[::-1], y=curve.high + curve.low[::-1],
             fill="toself", fillcolor=same["line_color"], opacity=0.12, mode="lines", line_width=0,
@@ -170,17 +184,13 @@ def figure(parts: Sequence[Part], track: Track) -> go.Figure:
             f"%{{customdata[0]:.5f}} to %{{customdata[1]:.5f}} over {runs}<extra></extra>",
             **same,
         )  # fmt: skip
-    end = max((curve.steps[-1] for curve in curves if curve.steps), default=1)
-    lowest = min(track.target, *(low for curve in curves for low in curve.low))
     plot.add_hline(y=track.target, line_dash="dash", line_color="#666", line_width=1)
     plot.add_annotation(
         x=0, xref="paper", y=track.target, text=f"target {track.target:g}", showarrow=False,
         xanchor="left", yanchor="bottom", bgcolor="rgba(255, 255, 255, 0.8)",
     )  # fmt: skip
-    near = {
-        "xaxis.range": [0.75 * end, 1.01 * end],
-        "yaxis.range": [lowest - 0.003 * track.target, 1.02 * track.target],
-    }
+    steps, losses = near_target(curves, track.target)
+    near = {"xaxis.range": list(steps), "yaxis.range": list(losses)}
     whole = {"xaxis.autorange": True, "yaxis.autorange": True}
     buttons = [
         {"label": label, "method": "relayout", "args": [view]}
@@ -234,7 +244,7 @@ def summary_table(parts: Sequence[Part]) -> str:
 
 
 def pairwise(parts: Sequence[Part], track: Track) -> str:
-    """Row against column by the pairwise rule, then every pair in words."""
+    """Row against column by the pairwise rule and by seed, then every pair in words."""
     sides = {}
     for part in parts:
         try:
@@ -256,7 +266,9 @@ def pairwise(parts: Sequence[Part], track: Track) -> str:
     )
     asked = next(iter(pairs.values())).threshold
     return (
-        f"<p>Row against column: the left-hand side of the pairwise rule, decided from {asked:.4g} on.</p>"
+        f"<p>Row against column: the left-hand side of the pairwise rule, decided from {asked:.4g} on. Below "
+        "it, where seeds are shared, the paired comparison: steps saved, or the loss where a side does not "
+        f"come to the target, decided where p is below {ALPHA:g}.</p>"
         f'<div class="wide"><table class="plain" id="pairwise"><tr><th></th>{head}</tr>{rows}</table></div>'
         f"{without}<details><summary>Every pair in words (differences: the second's minus the "
         f"first's; bootstrap over runs)</summary><ul>{told}</ul></details>"
@@ -268,9 +280,16 @@ def pair_cell(pairs: dict[tuple[str, str], Comparison], row: str, column: str) -
         return "<td></td>"
     turned = (row, column) not in pairs
     pair = pairs[column, row] if turned else pairs[row, column]
+    sign = -1 if turned else 1
     told = OPPOSITE[pair.verdict] if turned else pair.verdict
-    left = -pair.left_hand_side if turned else pair.left_hand_side
-    return f'<td class="{told if told != "not decided" else "open"}">{told}<br>{left:+.5f}</td>'
+    cell = f"{told}<br>{sign * pair.left_hand_side:+.5f}"
+    if pair.paired:
+        test, by_seed = pair.paired.test, pair.paired.verdict
+        by_seed = OPPOSITE[by_seed] if turned else by_seed
+        value = f"{sign * test.mean:+.1f} steps" if pair.paired.steps else f"{sign * test.mean:+.5f} loss"
+        p = "" if test.p is None else f", p {test.p:.1g}"
+        cell += f'<br><span class="{CLASSES[by_seed]}">by seed: {by_seed}, {value}{p}</span>'
+    return f'<td class="{CLASSES[told]}">{cell}</td>'
 
 
 def in_full(pair: Comparison) -> str:
@@ -282,7 +301,17 @@ def in_full(pair: Comparison) -> str:
         parts.append(f"loss difference at step {pair.common_step} {told}")
     if pair.steps_to_target:
         parts.append(f"difference in steps to the target {interval(pair.steps_to_target, '+.1f')}")
+    if pair.paired:
+        parts += by_seed_in_full(pair.paired)
     return f"{pair.first.name} against {pair.second.name}: {pair.verdict}. {'; '.join(parts)}."
+
+
+def by_seed_in_full(paired: PairedComparison) -> Iterator[str]:
+    yield f"by seed, {count(paired.loss.n, 'shared seed')}: {paired.verdict}"
+    yield f"loss difference at step {paired.step} {test_in_words(paired.loss, '+.5f')}"
+    if paired.steps:
+        yield f"difference in steps to the target {test_in_words(paired.steps, '+.1f')}"
+    yield from (f"doubt: {doubt}" for doubt in paired.doubts)
 
 
 def interval(found: Interval, form: str) -> str:

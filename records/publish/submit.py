@@ -18,10 +18,11 @@ from pathlib import Path
 from records.judge import script_rules
 from records.judge.check import check_entry, embedded_recipe
 from records.judge.logs import SUFFIXES, Entry, Log, read_entry
-from records.judge.tracks import entry_track, read_tracks
+from records.judge.tracks import shipped_track
 from records.publish.entry_page import PLAIN_NAME, EntryError, entry_page, read_standing, read_toml, verdict
 from records.publish.leaderboard import RECORDS, leaderboard_page, read_standings
 from records.publish.recipe_table import disagreements
+from records.run.track import shipped_tracks
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}")
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     except RuleError as error:
         print(f"records submit: {error}", file=sys.stderr)
         return 1
-    track = read_tracks()[folder.parent.name]
+    track = shipped_tracks()[folder.parent.name]
     print(f"{os.path.relpath(folder)}: {verdict(read_standing(folder, track).summary).replace('**', '')}")
     return 0
 
@@ -68,7 +69,7 @@ def submit(
     if archive and archive.exists():
         raise EntryError(f"{archive} exists: name an archive that does not")
     files = log_files(logs)
-    track = entry_track(Entry(name, records, tuple(read_entry(file).logs[0] for file in files)))
+    track = shipped_track(Entry(name, records, tuple(read_entry(file).logs[0] for file in files)))
     home = records / track.name
     final = home / name
     if final.exists():
@@ -119,13 +120,12 @@ def log_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def effective_recipe(log: Log) -> str:
-    """The TOML text that a log's script assigns to RECIPE; the script is parsed, never run."""
-    tree = script_rules.parse(log.script or "")
-    node = None if isinstance(tree, str) else script_rules.definitions(tree).get("RECIPE")
-    text = getattr(getattr(node, "value", None), "value", None)
-    if not embedded_recipe(log) or not isinstance(text, str):
-        raise EntryError(f"{log.path.name}: expected a script with RECIPE = '''...''' (TOML), found none")
-    return text.strip() + "\n"
+    """The effective recipe that a log's script holds, as TOML."""
+    if not embedded_recipe(log):
+        raise EntryError(
+            f"{log.path.name}: expected a script with RECIPE = Recipe(...), found none that can be read"
+        )
+    return f"{script_rules.embedded_recipe(log.script or '')}".strip() + "\n"
 
 
 def agree(recipe: str, effective: str, home: Path) -> None:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-RECORDS = Path(__file__).resolve().parents[1]
+from records.run.track import RECORDS, Track
+
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
-STAGES = ("memory", "precondition", "direction", "normalise", "scale", "land")  # a recipe may exchange them
+# A recipe may exchange these.
+STAGE_KINDS = ("memory", "precondition", "direction", "normalise", "scale", "land")
 COOLDOWN = {  # of the matrices; AdamW's have aux_ in front, and follow the matrices' where nothing is said
     "cooldown_frac": 0.7,
     "cooldown_steps": None,
@@ -99,7 +101,7 @@ class Recipe:
     """
 
     name: str
-    track: str
+    track: Track
     train_steps: int
     matrix: dict
     aux: dict
@@ -112,7 +114,7 @@ class Recipe:
 
     def toml(self) -> str:
         """The effective recipe: reading it back gives the same recipe."""
-        head = {**self.facts, "name": self.name, "track": self.track, "train_steps": self.train_steps}
+        head = {**self.facts, "name": self.name, "track": self.track.name, "train_steps": self.train_steps}
         tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
         tables |= {"lookahead": self.lookahead, "around": self.around, "readout": self.readout}
         return "\n".join(toml_lines(head | tables))
@@ -147,7 +149,7 @@ def plain_in(table: dict) -> dict:
 
 def step_name(table: dict) -> str:
     """ "aurora", or "aurora(precondition=soap)" where the table exchanges stages."""
-    stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGES if kind in table)
+    stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGE_KINDS if kind in table)
     return f"{table['step']}({stages})" if stages else table["step"]
 
 
@@ -163,14 +165,64 @@ def toml_lines(table: dict, path: str = "") -> Iterator[str]:
             yield from toml_lines(value, f"{path}{name[key]}.")
 
 
+def dotted(table: Mapping[str, object], path: str = "") -> dict[str, object]:
+    """The values of a table and of those inside it, by dotted key ("matrix.lr"); keys keep their order."""
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= dotted(value, f"{path}{key}.") if isinstance(value, Mapping) else {path + key: value}
+    return flat
+
+
 def recipe_files(folder: Path) -> dict[str, Path]:
     """Name -> file of the shipped recipes and the entries in a track's folder."""
     entries = {file.parent.name: file for file in sorted(folder.glob("*/recipe.toml"))}
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))} | entries
+    return shipped_recipes(folder) | entries
+
+
+def shipped_recipes(folder: Path) -> dict[str, Path]:
+    """Name -> file of the recipes in a track's folder."""
+    return {file.stem: file for file in sorted(folder.glob("*.toml")) if file.name != "track.toml"}
+
+
+def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = None) -> Path:
+    """The file of a shipped recipe or entry of these tracks, that of `track` first; or the file of that path.
+
+    "record" is the recipe of the best published result. Raises RecipeError where there is none, or several
+    that `track` does not decide between.
+    """
+    if source == "record":
+        return record_file(RECORDS)
+    files = {name: recipe_files(RECORDS / name) for name in tracks}
+    found = [files[name][str(source)] for name in files if str(source) in files[name]]
+    if track in files and str(source) in files[track]:
+        found = [files[track][str(source)]]
+    if len(found) > 1:
+        raise RecipeError(f"several recipes are called {source}; name one: {', '.join(map(str, found))}.")
+    path = found[0] if found else Path(source)
+    if not path.is_file():
+        shipped = [name for recipes in files.values() for name in recipes]
+        near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
+        hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
+        raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
+    return path
+
+
+def record_file(records: Path) -> Path:
+    """The recipe of the accepted published result with the fewest steps. Raises RecipeError without one."""
+    for path in sorted(records.glob("*/published.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        recipes = {
+            file.name.partition("_")[0].lstrip("0"): file for file in path.parent.glob("[0-9]*_*.toml")
+        }
+        accepted = [(r["steps"], recipes[str(r["number"])]) for r in results
+                    if r["record"] and str(r["number"]) in recipes]  # fmt: skip
+        if accepted:
+            return min(accepted)[1]
+    raise RecipeError(f"no recipe of a published record below {records}; expected one such as 46_row_floor.")
 
 
 def list_recipes(
-    tracks: Mapping[str, object],
+    tracks: Mapping[str, Track],
     steps: Mapping[str, Method],
     arounds: Mapping[str, Method] | None = None,
 ) -> Iterator[str]:
@@ -187,45 +239,27 @@ def list_recipes(
 
 def read_recipe(
     source: str | Path,
-    tracks: Mapping[str, object],
+    tracks: Mapping[str, Track],
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
     arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
-    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first);
-    "record" is that of the best published result.
+    """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
 
     tracks, steps, arounds: what a recipe may name; without arounds, [around] and [readout] stay as they are
     said. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
-    source = record_name(RECORDS / next(iter(tracks))) if source == "record" else source
-    order = sorted(tracks, key=lambda name: name == track)  # a name on several tracks: that of `track` counts
-    shipped = {name: file for t in order for name, file in recipe_files(RECORDS / t).items()}
-    path = shipped.get(str(source), Path(source))
-    if not path.is_file():
-        near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
-        hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
-        raise RecipeError(f"no recipe '{source}'; {hint}. The path of a file works too.")
+    path = find_recipe(source, tracks, track)
     name = path.parent.name if path.name == "recipe.toml" else path.stem
     return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
-
-
-def record_name(folder: Path) -> str:
-    """The shipped recipe of the accepted published result with the fewest steps. RecipeError without one."""
-    results = json.loads((folder / "published.json").read_text(encoding="utf-8"))
-    accepted = sorted((result["steps"], result["number"]) for result in results if result["record"])
-    names = {int(file.stem.partition("_")[0]): file.stem for file in folder.glob("[0-9]*_*.toml")}
-    if not (found := [names[number] for _, number in accepted if number in names]):
-        raise RecipeError(f"no recipe of a published record in {folder}; expected one such as 46_row_floor.")
-    return found[0]
 
 
 def parse_recipe(
     text: str,
     name: str,
-    tracks: Mapping[str, object],
+    tracks: Mapping[str, Track],
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
@@ -280,7 +314,8 @@ def parse_recipe(
     )
     if twice := [key for key in around if key in readout]:
         raise RecipeError(f"[around.{twice[0]}] and [readout.{twice[0]}]: expected two names.")
-    return Recipe(name, track, train_steps, effective, aux, schedule, init, lookahead, facts, around, readout)
+    tables = (effective, aux, schedule, init, lookahead, facts, around, readout)
+    return Recipe(name, tracks[track], train_steps, *tables)
 
 
 def parse_aux(said: dict, default: dict) -> dict:
@@ -462,13 +497,13 @@ def hyperparameters(
     if not isinstance(step, str) or step not in steps:
         near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
         raise RecipeError(f"{where} says step = {step!r}; nearest: '{near[0]}'. Known: {', '.join(steps)}.")
-    stages = {kind: said[kind] for kind in STAGES if kind in said}
+    stages = {kind: said[kind] for kind in STAGE_KINDS if kind in said}
     try:
         known = steps[step].row.exchanged(stages).hyperparameters
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from None
     pairing = [] if inherited is None else ["couple"]  # two patterns' matrices may step together
-    check_keys(f"{where} with step '{step}'", table, ["step", *STAGES, *pairing, *known])
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGE_KINDS, *pairing, *known])
     for name in inherited or ():
         if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
             raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")

@@ -7,7 +7,6 @@ clock, which stands still during validation.
 """
 
 import argparse
-import dataclasses
 import tempfile
 import time
 from collections import defaultdict
@@ -18,6 +17,7 @@ import torch
 
 import train_gpt
 from data.nano import build_nano
+from tests.made_tracks import write_track
 
 ROOT = Path(train_gpt.__file__).parent
 WORK = ("forward", "backward", "optimizer")
@@ -38,8 +38,6 @@ def timed(seconds: dict[str, float], part: str, function: Callable) -> Callable:
 def measure(options: list[str], layers: int, dim: int) -> dict[str, float]:
     """Seconds of each part of a training with these options; "total" is the training clock."""
     seconds: dict[str, float] = defaultdict(float)
-    track = train_gpt.TRACKS["nano"]
-    train_gpt.TRACKS["nano"] = dataclasses.replace(track, num_layers=layers, model_dim=dim)
     build, batches, forward = train_gpt.build_optimizers, train_gpt.training_batches, train_gpt.GPT.forward
 
     def build_timed(*args: object) -> list[torch.optim.Optimizer]:
@@ -78,7 +76,8 @@ def measure(options: list[str], layers: int, dim: int) -> dict[str, float]:
 
     train_gpt.Clock.stop = stop_and_read
     with tempfile.TemporaryDirectory() as out:
-        train_gpt.main([*options, "--track", "nano", "--out", out])
+        track = write_track(Path(out) / "wide.toml", num_layers=layers, model_dim=dim)
+        train_gpt.main([*options, "--track", str(track), "--out", out])
     return seconds
 
 

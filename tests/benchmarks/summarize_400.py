@@ -12,17 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for log_text and made_logs, as pytest does
 
 from log_text import log_text, step_line  # noqa: E402
-from made_logs import ROOT, losses  # noqa: E402
+from made_logs import RECIPE, ROOT, losses, script  # noqa: E402
 
-from records.judge.tracks import read_tracks  # noqa: E402
-from records.run.flatten import flatten  # noqa: E402
+from records.run.recipe import toml_lines  # noqa: E402
+from records.run.track import shipped_tracks  # noqa: E402
 
 STEPS, ENTRIES, RUNS = 3275, 40, 10
 
 
 def main() -> None:
-    script = flatten(ROOT, ["muon"], "train_steps = 3275", ["--seeds", "0"])
-    curve = losses(STEPS, track=read_tracks()["fineweb"])
+    head = script("\n".join(toml_lines(RECIPE)), "--seeds", "0")
+    curve = losses(STEPS, track=shipped_tracks()["fineweb"])
     with tempfile.TemporaryDirectory() as name:
         for entry in range(ENTRIES):
             for seed in range(RUNS):
@@ -35,7 +35,7 @@ def main() -> None:
                         )
                 path = Path(name) / f"entry{entry}" / f"{seed}.txt"
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(log_text("\n".join(lines), script=script))
+                path.write_text(log_text("\n".join(lines), script=head))
         size = sum(path.stat().st_size for path in Path(name).rglob("*.txt"))
         folders = sorted(str(path) for path in Path(name).iterdir())
         command = [sys.executable, "-m", "records", "summarize", *folders]
