@@ -287,7 +287,7 @@ def own_track(small_track: Path) -> Path:
 def test_a_track_of_ones_own_runs_under_its_own_name(small_track, own_track, tmp_path):
     options = ("--track", str(own_track), "--steps", "20", "--seeds", "0,1")
     log = train(tmp_path / "logs", *options, data=small_track)
-    other = train(tmp_path / "other", *options, "--recipe", "nora", data=small_track)
+    other = train(tmp_path / "other", *options, "--recipe", "adamw", data=small_track)
     read = read_log(log)
     assert (
         read.track == read.recipe["track"] == "mine" and [v.step for v in read.runs[0].validations][1] == 10
@@ -334,7 +334,7 @@ def test_what_keeps_a_track_from_running_is_told(small_track, own_track, tmp_pat
 def test_rows_that_the_processes_do_not_divide(own_track):
     track = dataclasses.replace(read_track(own_track), batch_tokens=3 * 64)
     with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
-        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None)
+        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None, False)
 
 
 # -- checkpoints
@@ -498,6 +498,21 @@ def test_the_look_ahead_may_follow_the_embeddings_rate_of_the_step_before():
         train_gpt.set_learning_rates(optimizers, made, step)
         strengths[step] = optimizers[-1].param_groups[0]["lr"]
     assert strengths == pytest.approx({1: 0, 2: 0.4, 51: 0.4, 76: 0.2})
+
+
+@pytest.mark.parametrize("micro_batch", [8, 2])
+def test_kfac_sees_what_the_head_reads(micro_batch):
+    table = 'params = ["proj.weight"]\nstart = 0\napply = 9\nstop = 99\nrow_step = 4'
+    made = train_gpt.load_recipe("muon", [f"around.head_kfac.{line}" for line in table.splitlines()])
+    model, read = GPT(256, 2, 64, 32, 128), []
+    optimizers = train_gpt.build_optimizers(model, made)
+    model.norm2.register_forward_hook(lambda module, inputs, output: read.append(output.detach()))
+    batch = tuple(torch.arange(8 * 16).view(8, 16) % 251 + shift for shift in (0, 1))
+    train_gpt.set_learning_rates(optimizers, made, 0)
+    train_gpt.compute_gradients(model, optimizers, batch, micro_batch, ALONE)
+    train_gpt.apply_update(optimizers)
+    X = torch.cat(read).flatten(0, 1)[::4]
+    torch.testing.assert_close(optimizers[-1].state[model.proj.weight]["fast"], X.mT @ X / len(X))
 
 
 def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_path, surrounded):
