@@ -5,5 +5,6 @@ from optimizers.around.around import AROUND
 from optimizers.matrix_optimizer import MatrixOptimizer
 from optimizers.methods import adam, aurora, hyperball, muon, rows, soap  # noqa: F401 (each registers itself)
 from optimizers.stage import STAGES, STEPS
+from optimizers.stages import maxent  # noqa: F401
 
 __all__ = ["AROUND", "STAGES", "STEPS", "MatrixOptimizer"]

@@ -14,9 +14,10 @@ One update with several ranks:
 import functools
 import inspect
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
     Raises TypeError for an unknown hyperparameter, and for a parameter that is no dense float32 or float64
     matrix; ValueError for an unknown step, for no parameters, and for a parameter given twice.
     """
+
+    _stacks: list["MatrixStack"]
+    _planned_groups: int
+    _world: int
+    _load: list[int]  # of each rank, so far
 
     def __init__(
         self,
@@ -144,9 +150,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             )
             for of_stack, (stack, _) in zip(weights, together, strict=True):
                 departed.append((of_stack, *gather_from_owners(stack, of_stack)))
-        for weights, work, gathered in departed:
+        for stepped, work, gathered in departed:
             work.wait()
-            torch._foreach_copy_(weights, gathered)
+            torch._foreach_copy_(stepped, gathered)
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups in torch's usual form, whole on every rank. Collective: call it on every rank.
@@ -155,7 +161,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """
         stacks, own = self._planned_stacks(), self.state
         if self._world > 1:
-            self.state = collect_state(stacks, self._world)
+            self.state = defaultdict(dict, collect_state(stacks, self._world))
         try:
             packed = super().state_dict()
         finally:
@@ -209,11 +215,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self._forget_stacks()
         if not self._stacks:
             self._world, self._load = world, [0] * world
-        new = [
-            s
-            for group in self.param_groups[self._planned_groups :]
-            for s in stacks_of(group, self._load, rank)
-        ]
+        groups = self.param_groups[self._planned_groups :]
+        new = [stack for group in groups for stack in stacks_of(group, self._load, rank)]
         self._stacks += new
         couple(self._stacks)
         for stack in new:
@@ -224,8 +227,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _forget_stacks(self) -> None:
         """Lets the next use make the stacks anew, out of what `self.state` holds."""
-        self._stacks: list[MatrixStack] = []
-        self._planned_groups, self._world = 0, 1
+        self._stacks, self._planned_groups, self._world = [], 0, 1
 
     def _show_state(self, stack: "MatrixStack") -> None:
         """Shows the state of the owned matrices in `self.state`, in torch's form, as views."""
@@ -282,15 +284,15 @@ class MatrixStack:
 # -------------------------------------------------------------------------------------------------
 
 
-def resolve_step(step: str | Step | Callable, stages: Mapping[str, str]) -> Step | Callable:
+def resolve_step(step: str | Callable, stages: Mapping[str, str]) -> Callable:
     """The step function of a name, its stages exchanged; another callable is returned as it is.
 
     Raises ValueError for an unknown name or stage, and for stages of a function that is no row of them.
     """
-    found = named_step(step) if isinstance(step, str) else step
+    found: Callable = named_step(step) if isinstance(step, str) else step
     if stages and not hasattr(found, "row"):
         raise ValueError(f"{found.__name__} is not a row of stages; expected a method that is, such as muon")
-    return exchanged(found, stages) if stages else found
+    return exchanged(cast(Step, found), stages) if stages else found
 
 
 def stages_in(given: dict[str, Any]) -> dict[str, str]:
@@ -344,7 +346,7 @@ def check_parameters(params: list) -> None:
 # -------------------------------------------------------------------------------------------------
 
 
-def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[MatrixStack]:
+def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[MatrixStack]:
     """The stacks of a group, shared out evenly over the ranks; adds to `load`, the work of each rank.
 
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.
@@ -482,20 +484,21 @@ def advance(
     periodic = row_of_function(whole_step).takes("refresh") and not lands
     every = values["refresh_every"] if periodic else 1
     for start, stop, started, due in runs(gradients, stack.steps, limit, every):
-        single = stop - start == 1
-        where = start if single else slice(start, stop)
-        weight = weights[start] if single else torch.stack(weights[where])
-        gradient = gradients[start] if single else torch.stack(gradients[where])
+        single, part = stop - start == 1, slice(start, stop)
+        present = [gradient for gradient in gradients[part] if gradient is not None]
+        weight = weights[start] if single else torch.stack(weights[part])
+        gradient = present[0] if single else torch.stack(present)
+        where = start if single else part
         held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
         state = dict(held)
         # The first step of a matrix creates its state. It runs as written, so that one form only is compiled.
         function = compiled(step, weight.shape) if compiling and started else step
         function(weight, gradient, state, **values, **({"refresh": due} if periodic else {}))
         if not single:
-            torch._foreach_copy_(weights[where], list(weight.unbind()))
+            torch._foreach_copy_(weights[part], list(weight.unbind()))
         for name, tensor in state.items():
             if tensor is not held.get(name):
-                keep_state(stack, name, tensor if not single else tensor[None], slice(start, stop))
+                keep_state(stack, name, tensor if not single else tensor[None], part)
         stack.grew |= not started or len(state) > len(held)
         stack.steps[start:stop] = [count + (not lands) for count in stack.steps[start:stop]]
 

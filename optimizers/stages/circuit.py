@@ -41,6 +41,6 @@ def coupled_(
     weights: tuple[list[Tensor], list[Tensor]], directions: tuple[list[Tensor], list[Tensor]], head_dim: int
 ) -> None:
     """Couples the directions of pairs of matrices in place."""
-    stacks = (torch.stack(matrices) for matrices in (*weights, *directions))
-    for matrices, coupled in zip(directions, circuit(*stacks, head_dim), strict=True):
+    V, O, U_V, U_O = (torch.stack(matrices) for matrices in (*weights, *directions))  # noqa: E741
+    for matrices, coupled in zip(directions, circuit(V, O, U_V, U_O, head_dim), strict=True):
         torch._foreach_copy_(matrices, list(coupled.unbind()))
