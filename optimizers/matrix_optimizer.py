@@ -14,6 +14,7 @@ One update with several ranks:
 import functools
 import inspect
 import itertools
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -255,13 +256,15 @@ class MatrixStack:
     Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's
     tensors for the owned matrices, [owned, ...]; `steps[i]` says how often the i-th of them has been stepped,
     0 that its state does not count yet; `grew` that this has changed since the state was last shown; the
-    `partner` steps together with it.
+    `partner` steps together with it. `seeds`: every matrix's own number, of the parameter's name where it has
+    one, else of its place.
     """
 
     group: dict[str, Any]
     params: list[Tensor]
     counts: list[int]
     owned: slice
+    seeds: list[int]
     state: dict[str, Tensor] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     grew: bool = False
@@ -352,6 +355,8 @@ def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[Mat
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.
     """
     alike: dict[tuple, list[Tensor]] = {}
+    names = group.get("param_names", map(str, range(len(group["params"]))))
+    seeds = {param: zlib.crc32(name.encode()) for name, param in zip(names, group["params"], strict=True)}
     for param in group["params"]:
         alike.setdefault((*param.shape[-2:], param.dtype, param.device), []).append(param)
     for (m, n, *_), params in alike.items():
@@ -362,7 +367,8 @@ def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[Mat
             load[owner] += count * m * n * min(m, n)  # a product of the matrix with its smaller side
         first = sum(counts[:rank])
         owned = slice(first, first + counts[rank])
-        yield MatrixStack(group, params, counts, owned, steps=[0] * counts[rank])
+        own = [seeds[param] + index for param in params for index in range(count_matrices(param))]
+        yield MatrixStack(group, params, counts, owned, own, steps=[0] * counts[rank])
 
 
 def couple(stacks: list[MatrixStack]) -> None:
@@ -491,6 +497,9 @@ def advance(
         where = start if single else part
         held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
         state = dict(held)
+        if row_of_function(whole_step).takes("seed") and not started:
+            seeds = torch.tensor(stack.seeds[stack.owned][start:stop], device=device).view(-1, 1, 1)
+            state["seed"] = seeds[0] if single else seeds
         # The first step of a matrix creates its state. It runs as written, so that one form only is compiled.
         function = compiled(step, weight.shape) if compiling and started else step
         function(weight, gradient, state, **values, **({"refresh": due} if periodic else {}))

@@ -68,6 +68,7 @@ VARIANTS = [
     ("muoneq", {"mode": "c"}),
     ("muoneq", {"mode": "rc"}),
     ("soft_muon", {"blend": -1.0}),
+    *((name, {"start": "identity"}) for name in ("soaph", "klsoaph", "pmuon")),
     ("soft_muon", {"blend": 0.5, "soft_scale": "polar", "norm": "schatten4"}),
     ("aurora", {"balance": "wide", "norm": "schatten4", "contra": 0.4, "temper": 0.05}),
     ("muon(land=anchored)", {"update_floor": 0.35}),
@@ -75,6 +76,7 @@ VARIANTS = [
     ("muon(memory=kmaxwell)", {"begin": 0, "averages": 3, "age": 20.0}),
     ("soap_muon", EVERY_SOAP),
 ]
+BASES_OF_ONE_GRADIENT = ("soaph", "klsoaph")  # partly rounding: such starts are compared from the identity
 each_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=["-".join([name, *map(str, options)]) for name, options in VARIANTS]
 )
@@ -159,6 +161,7 @@ def test_no_golden_case_is_left_out():
 
 @each_variant
 def test_a_stack_equals_separate_calls(name, options):
+    options = options | {"start": "identity"} if name in BASES_OF_ONE_GRADIENT else options
     for shape in ((6, 6),) if name == "soap_muon" else ((6, 6), (8, 3), (3, 8)):
         stack = noise(2, 2, *shape)
         apart, states, state = [matrix.clone() for matrix in stack.flatten(0, 1)], [{} for _ in range(4)], {}

@@ -287,7 +287,7 @@ def own_track(small_track: Path) -> Path:
 def test_a_track_of_ones_own_runs_under_its_own_name(small_track, own_track, tmp_path):
     options = ("--track", str(own_track), "--steps", "20", "--seeds", "0,1")
     log = train(tmp_path / "logs", *options, data=small_track)
-    other = train(tmp_path / "other", *options, "--recipe", "nora", data=small_track)
+    other = train(tmp_path / "other", *options, "--recipe", "adamw", data=small_track)
     read = read_log(log)
     assert (
         read.track == read.recipe["track"] == "mine" and [v.step for v in read.runs[0].validations][1] == 10
@@ -334,7 +334,7 @@ def test_what_keeps_a_track_from_running_is_told(small_track, own_track, tmp_pat
 def test_rows_that_the_processes_do_not_divide(own_track):
     track = dataclasses.replace(read_track(own_track), batch_tokens=3 * 64)
     with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
-        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None)
+        train_gpt.choose_micro_batch(track, World(0, 2, torch.device("cpu")), None, False)
 
 
 # -- checkpoints

@@ -87,7 +87,8 @@ class Recipe:
               all of these; the same with aux_ in front for AdamW; `warmup_steps`; `delay`, knots by how many
               steps the schedule's clock is late; in `matrix`, knots of hyperparameters that change over the
               run. A knot is [step, value] or [step, value, shape]: from the knot before, the value moves
-              along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
+              along x^shape, x from 0 to 1, along half a "cosine" or 1/(1 + exp(-(x - a)/b)), ["sigmoid", a,
+              b]; without shape along a straight line.
     init:     by pattern, e.g. {"attn.proj": 0.026}, a standard deviation or a table of INIT_RULE; `law` and
               `bias` of the rest, `gain_signs`; see start_parameters. Empty: the baseline's.
     lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
@@ -222,9 +223,7 @@ def record_file(records: Path) -> Path:
 
 
 def list_recipes(
-    tracks: Mapping[str, Track],
-    steps: Mapping[str, Method],
-    arounds: Mapping[str, Method] | None = None,
+    tracks: Mapping[str, Track], steps: Mapping[str, Method], arounds: Mapping[str, Method] | None = None
 ) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
@@ -470,14 +469,23 @@ def is_knots(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
+def is_shape(shape: object) -> bool:
+    """Whether it is a power above 0, "cosine", or ["sigmoid", a, b] with b above 0."""
+    if isinstance(shape, list):
+        number = all(type(x) in (int, float) and math.isfinite(x) for x in shape[1:])
+        return len(shape) == 3 and shape[0] == "sigmoid" and number and shape[2] > 0
+    return shape == "cosine" or (type(shape) in (int, float) and 0 < shape < math.inf)
+
+
 def check_knots(where: str, knots: object, shapes: bool = True) -> None:
     """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
-    expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
+    expected = "[[step, value], ...], steps rising" + (
+        ", shape a power, 'cosine' or ['sigmoid', a, b]" if shapes else ""
+    )
     good = isinstance(knots, list) and knots and all(
         isinstance(knot, list) and len(knot) in (2, 2 + shapes)
         and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in knot[:2])
-        and (len(knot) == 2 or knot[2] == "cosine"
-             or (type(knot[2]) in (int, float) and 0 < knot[2] < math.inf))
+        and (len(knot) == 2 or is_shape(knot[2]))
         for knot in knots
     )  # fmt: skip
     if not good or [knot[0] for knot in knots] != sorted({knot[0] for knot in knots}):
