@@ -16,6 +16,7 @@ import hashlib
 import inspect
 import itertools
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -163,9 +164,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
             )
             for of_stack, (stack, _) in zip(weights, together, strict=True):
                 departed.append((of_stack, *gather_from_owners(stack, of_stack, self.process_group)))
-        for weights, work, gathered in departed:
+        for stepped, work, gathered in departed:
             work.wait()
-            torch._foreach_copy_(weights, gathered)
+            torch._foreach_copy_(stepped, gathered)
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups in torch's usual form, whole on every rank. Collective: call it on every rank.
@@ -174,7 +175,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """
         stacks, own = self._planned_stacks(), self.state
         if self._world > 1:
-            self.state = collect_state(stacks, self.process_group)
+            self.state = defaultdict(dict, collect_state(stacks, self.process_group))
         try:
             packed = super().state_dict()
         finally:
@@ -326,7 +327,7 @@ def resolve_step(step: str | Callable, stages: Mapping[str, str]) -> Callable:
 
     Raises ValueError for an unknown name or stage, and for stages of a function that is no row of them.
     """
-    found = named_step(step) if isinstance(step, str) else step
+    found: Callable = named_step(step) if isinstance(step, str) else step
     if stages and not hasattr(found, "row"):
         raise ValueError(f"{found.__name__} is not a row of stages; expected a method that is, such as muon")
     return exchanged(cast(Step, found), stages) if stages else found
@@ -437,7 +438,7 @@ def names_of(group: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------
 
 
-def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[MatrixStack]:
+def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[MatrixStack]:
     """The stacks of a group, shared out evenly over the ranks; adds to `load`, the work of each rank.
 
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.
@@ -592,10 +593,11 @@ def advance(
     periodic = row_of_function(whole_step).takes("refresh") and not lands
     every = values["refresh_every"] if periodic else 1
     for start, stop, started, due in runs(gradients, stack.steps, limit, every):
-        single = stop - start == 1
-        where = start if single else slice(start, stop)
-        weight = weights[start] if single else torch.stack(weights[where])
-        gradient = gradients[start] if single else torch.stack(gradients[where])
+        single, part = stop - start == 1, slice(start, stop)
+        present = [gradient for gradient in gradients[part] if gradient is not None]
+        weight = weights[start] if single else torch.stack(weights[part])
+        gradient = present[0] if single else torch.stack(present)
+        where = start if single else part
         held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
         state = dict(held)
         if row_of_function(whole_step).takes("seed") and not started:
@@ -605,10 +607,10 @@ def advance(
         function = compiled(step, weight.shape) if compiling and started else step
         function(weight, gradient, state, **values, **({"refresh": due} if periodic else {}))
         if not single:
-            torch._foreach_copy_(weights[where], list(weight.unbind()))
+            torch._foreach_copy_(weights[part], list(weight.unbind()))
         for name, tensor in state.items():
             if tensor is not held.get(name):
-                keep_state(stack, name, tensor if not single else tensor[None], slice(start, stop))
+                keep_state(stack, name, tensor if not single else tensor[None], part)
         stack.grew |= not started or len(state) > len(held)
         stack.steps[start:stop] = [count + (not lands) for count in stack.steps[start:stop]]
 

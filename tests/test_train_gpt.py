@@ -500,6 +500,21 @@ def test_the_look_ahead_may_follow_the_embeddings_rate_of_the_step_before():
     assert strengths == pytest.approx({1: 0, 2: 0.4, 51: 0.4, 76: 0.2})
 
 
+@pytest.mark.parametrize("micro_batch", [8, 2])
+def test_kfac_sees_what_the_head_reads(micro_batch):
+    table = 'params = ["proj.weight"]\nstart = 0\napply = 9\nstop = 99\nrow_step = 4'
+    made = train_gpt.load_recipe("muon", [f"around.head_kfac.{line}" for line in table.splitlines()])
+    model, read = GPT(256, 2, 64, 32, 128), []
+    optimizers = train_gpt.build_optimizers(model, made)
+    model.norm2.register_forward_hook(lambda module, inputs, output: read.append(output.detach()))
+    batch = tuple(torch.arange(8 * 16).view(8, 16) % 251 + shift for shift in (0, 1))
+    train_gpt.set_learning_rates(optimizers, made, 0)
+    train_gpt.compute_gradients(model, optimizers, batch, micro_batch, ALONE)
+    train_gpt.apply_update(optimizers)
+    X = torch.cat(read).flatten(0, 1)[::4]
+    torch.testing.assert_close(optimizers[-1].state[model.proj.weight]["fast"], X.mT @ X / len(X))
+
+
 def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_path, surrounded):
     recipe = train_gpt.load_recipe(surrounded)
     model = GPT(256, 2, 64, 32, 128)
