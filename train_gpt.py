@@ -982,6 +982,9 @@ def run(
     if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
         raise RunError(f"--resume: the run used other data (- then, + now): {told}")
     args.compile = world.agreed(lambda: compiles(args, track))
+    parts = [table["micro_batches"] for table in recipe.around.values() if "micro_batches" in table]
+    if parts and args.micro_batch is None:
+        args.micro_batch = track.batch_tokens // track.context // parts[0]
     args.micro_batch = world.agreed(lambda: choose_micro_batch(track, world, args.micro_batch, args.compile))
     catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"

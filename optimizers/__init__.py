@@ -2,6 +2,7 @@
 
 from optimizers.around import (  # noqa: F401 (each registers itself)
     average,
+    gradient_noise,
     gradients,
     head_kfac,
     moves,

@@ -154,6 +154,18 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 self._show_state(stack)
         return loss
 
+    def tell(self, param: Tensor, **tensors: Tensor) -> None:
+        """Puts tensors with the parameter's leading dimensions into its state, for the step function to read.
+
+        Every rank is told the same; the state is kept, and told anew where it changes.
+        """
+        for stack in self._planned_stacks():
+            for own, part, within in stack.shares():
+                for name, tensor in tensors.items() if own is param else ():
+                    stack.grew |= name not in stack.state
+                    stack.told.add(name)
+                    keep_state(stack, name, tensor.reshape(-1, *tensor.shape[-2:])[within], part)
+
     def _step_shares(self, stacks: list["MatrixStack"], arriving: Iterable[list[Tensor | None]]) -> None:
         """Steps each stack's owned matrices as their gradients arrive, and sends the weights to all ranks."""
         departed = []
@@ -283,11 +295,19 @@ class MatrixOptimizer(torch.optim.Optimizer):
 class MatrixStack:
     """The matrices of a parameter group that share shape, dtype and device, and this rank's share of them.
 
+<<<<<<< .merge_file_qZyETq
     `forms` is what the parameters were when the stack was made. Rank r owns `counts[r]` matrices in a row;
     `owned` are this rank's. `state` holds the step function's tensors for the owned matrices, [owned, ...];
     `steps[i]` says how often the i-th of them has been stepped, 0 that its state does not count yet; `grew`
     that this has changed since the state was last shown; the `partner` steps together with it. `seeds`: every
     matrix's own number, of the parameter's name where it has one, else of its place.
+=======
+    Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's
+    tensors for the owned matrices, [owned, ...]; `steps[i]` says how often the i-th of them has been stepped,
+    0 that its state does not count yet, but for what is `told`; `grew` that this has changed since the state
+    was last shown; the `partner` steps together with it. `seeds`: every matrix's own number, of the
+    parameter's name where it has one, else of its place.
+>>>>>>> .merge_file_m9VtCj
     """
 
     group: dict[str, Any]
@@ -296,6 +316,7 @@ class MatrixStack:
     counts: list[int]
     owned: slice
     seeds: list[int]
+    told: set[str] = field(default_factory=set)
     state: dict[str, Tensor] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     grew: bool = False
@@ -593,12 +614,21 @@ def advance(
     periodic = row_of_function(whole_step).takes("refresh") and not lands
     every = values["refresh_every"] if periodic else 1
     for start, stop, started, due in runs(gradients, stack.steps, limit, every):
+<<<<<<< .merge_file_qZyETq
         single, part = stop - start == 1, slice(start, stop)
         present = [gradient for gradient in gradients[part] if gradient is not None]
         weight = weights[start] if single else torch.stack(weights[part])
         gradient = present[0] if single else torch.stack(present)
         where = start if single else part
         held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
+=======
+        single = stop - start == 1
+        where = start if single else slice(start, stop)
+        weight = weights[start] if single else torch.stack(weights[where])
+        gradient = gradients[start] if single else torch.stack(gradients[where])
+        known = stack.state if started else stack.state.keys() & stack.told
+        held = {name: stack.state[name][where] for name in known}
+>>>>>>> .merge_file_m9VtCj
         state = dict(held)
         if row_of_function(whole_step).takes("seed") and not started:
             seeds = torch.tensor(stack.seeds[stack.owned][start:stop], device=device).view(-1, 1, 1)

@@ -10,6 +10,7 @@ from optimizers.stage import method
 from optimizers.stages.direction import polar_direction, soft_direction
 from optimizers.stages.land import decay, namo_d_scale, namo_scale
 from optimizers.stages.memory import heavy_ball, nesterov
+from optimizers.stages.noise import noise_polar_direction
 from optimizers.stages.normalise import entry_variance, neuron_variance, row_variance, unit_rows
 from optimizers.stages.power import power_direction
 from optimizers.stages.precondition import equalize, second_moment, sign
@@ -145,4 +146,16 @@ def dynmuon() -> None:
 
     power, a schedulable hyperparameter, falls in #28 from .116 to -.25 along a sigmoid. 0 is Muon with heavy
     ball. divisor counts, because |u|^p does.
+    """
+
+
+@method(nesterov, noise_polar_direction, neuron_variance, spectral, decay, lr=0.025, weight_decay=0.05)
+def isomuon() -> None:
+    """IsoMuon (open pull request of modded-nanogpt, 20260919_isomuon_3190@7ce846c1), on result #36.
+
+    u as in muon;  D = b^-1/2 polar(b^-1/2 u a^-1/2) a^-1/2 at norm sqrt(min(m, n)), b and a the noise of
+    rows and columns in their mean;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) D
+
+    The noise is the variance of the micro-batches' gradients, which [around.gradient_noise] gives: a recipe
+    without it is muon.
     """
