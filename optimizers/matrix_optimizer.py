@@ -295,19 +295,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
 class MatrixStack:
     """The matrices of a parameter group that share shape, dtype and device, and this rank's share of them.
 
-<<<<<<< .merge_file_qZyETq
     `forms` is what the parameters were when the stack was made. Rank r owns `counts[r]` matrices in a row;
     `owned` are this rank's. `state` holds the step function's tensors for the owned matrices, [owned, ...];
-    `steps[i]` says how often the i-th of them has been stepped, 0 that its state does not count yet; `grew`
-    that this has changed since the state was last shown; the `partner` steps together with it. `seeds`: every
-    matrix's own number, of the parameter's name where it has one, else of its place.
-=======
-    Rank r owns `counts[r]` matrices in a row; `owned` are this rank's. `state` holds the step function's
-    tensors for the owned matrices, [owned, ...]; `steps[i]` says how often the i-th of them has been stepped,
-    0 that its state does not count yet, but for what is `told`; `grew` that this has changed since the state
-    was last shown; the `partner` steps together with it. `seeds`: every matrix's own number, of the
-    parameter's name where it has one, else of its place.
->>>>>>> .merge_file_m9VtCj
+    `steps[i]` says how often the i-th of them has been stepped, 0 that its state does not count yet, but for
+    what is `told`; `grew` that this has changed since the state was last shown; the `partner` steps together
+    with it. `seeds`: every matrix's own number, of the parameter's name where it has one, else of its place.
     """
 
     group: dict[str, Any]
@@ -614,21 +606,13 @@ def advance(
     periodic = row_of_function(whole_step).takes("refresh") and not lands
     every = values["refresh_every"] if periodic else 1
     for start, stop, started, due in runs(gradients, stack.steps, limit, every):
-<<<<<<< .merge_file_qZyETq
         single, part = stop - start == 1, slice(start, stop)
         present = [gradient for gradient in gradients[part] if gradient is not None]
         weight = weights[start] if single else torch.stack(weights[part])
         gradient = present[0] if single else torch.stack(present)
         where = start if single else part
-        held = {name: tensor[where] for name, tensor in stack.state.items()} if started else {}
-=======
-        single = stop - start == 1
-        where = start if single else slice(start, stop)
-        weight = weights[start] if single else torch.stack(weights[where])
-        gradient = gradients[start] if single else torch.stack(gradients[where])
         known = stack.state if started else stack.state.keys() & stack.told
         held = {name: stack.state[name][where] for name in known}
->>>>>>> .merge_file_m9VtCj
         state = dict(held)
         if row_of_function(whole_step).takes("seed") and not started:
             seeds = torch.tensor(stack.seeds[stack.owned][start:stop], device=device).view(-1, 1, 1)
