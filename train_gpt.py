@@ -14,13 +14,16 @@ import re
 import signal
 import sys
 import time
+from argparse import BooleanOptionalAction
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
+from socket import gethostname
+from typing import TypeVar
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run catches signals: no traceback of an import
@@ -30,6 +33,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from data.shards import ShardError, fact_differences, foreign_shard, open_shards, shard_facts
@@ -37,9 +42,11 @@ from optimizers import AROUND, STEPS, MatrixOptimizer
 from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
+from optimizers.explain import explained
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from records.run.flatten import flatten, literal
+from records.run.machine import PEAK_FLOPS, find_compiler, nvidia_driver
 from records.run.recipe import (
     AUX_OPTIONS,
     COOLDOWN,
@@ -52,17 +59,29 @@ from records.run.recipe import (
     parse_seeds,
     plain_in,
     read_recipe,
+    step_name,
     tables_in,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 from records.run.signals import catch_signals, last_words, say
 from records.run.track import Track, TrackError, read_track, shipped_tracks
 
+Found = TypeVar("Found")
 ROOT = Path(__file__).resolve().parent
 
 
 class RunError(ValueError):
-    """The run cannot start or go on. The message is for the user: expected, found, what to do."""
+    """The run cannot start or go on. The message is for the user: expected, found, what to do.
+
+    where: " (rank 3, host x)" if all processes end because of one.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+
+
+USER_ERRORS = (RunError, RecipeError, TrackError, ShardError, LogError)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -171,6 +190,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)
 
 
+# The fastest first: a device takes the first that it has.
+ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+             SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # fmt: skip
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -178,8 +202,12 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
-        q, k = (rotate(F.rms_norm(part, (self.head_dim,)), cos, sin) for part in (q, k))
+        layers = (self.q, self.k, self.v)  # in one product
+        weight = torch.cat([layer.weight.to(x.dtype) for layer in layers])
+        bias = torch.cat([layer.bias.to(x.dtype) for layer in layers])
+        heads, qkv = x.size(-1) // self.head_dim, F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split((2 * heads, heads), dim=-2)
+        q, k = rotate(F.rms_norm(qk, (self.head_dim,)), cos, sin).chunk(2, dim=-2)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=15.36 / self.head_dim)
         return self.proj(y.transpose(1, 2).flatten(-2))
@@ -205,11 +233,57 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def summed_loss(head: Linear, x: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy summed over tokens, of logits softcapped at 15, in float32 at least."""
-    logits = head(x).to(torch.promote_types(x.dtype, torch.float32)).flatten(0, -2)
-    capped = 15 * logits * torch.rsqrt(logits.square() + 15**2)
-    return F.cross_entropy(capped, targets.flatten(), reduction="sum")
+LOSS_ROWS = 2**13  # tokens whose logits are in memory at a time
+
+
+def softcapped(logits: Tensor, targets: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+    """Cross entropy, summed over rows, of logits z [rows, vocabulary] softcapped at 15; its gradient by z.
+
+    The capped logits are c z with c = 15 / sqrt(z^2 + 15^2), and their derivative is c^3. All is computed in
+    float32 at least; the gradient has the precision of the logits.
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    c = z.square().add_(15**2).rsqrt_().mul_(15)
+    log_p, at_target = (c * z).log_softmax(-1), (torch.arange(len(z), device=z.device), targets)
+    log_p_target = log_p[at_target]
+    if not differentiate:
+        return -log_p_target.sum(), None
+    gradient_at_target = torch.expm1(log_p_target) * c[at_target] ** 3
+    gradient = log_p.exp_().mul_(c.pow_(3)).to(logits.dtype)
+    gradient[at_target] = gradient_at_target.to(logits.dtype)
+    return -log_p_target.sum(), gradient
+
+
+class Differentiated(torch.autograd.Function):
+    """A scalar whose gradients by the inputs are there already."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
+
+
+def summed_loss(head: Linear, x: Tensor, targets: Tensor, softcapped: Callable) -> Tensor:
+    """The head's loss on x [tokens, dim], summed. The logits of LOSS_ROWS tokens are in memory at a time:
+    gradients are made beside the loss, and backward needs neither the logits nor their product again.
+    """
+    differentiate, W, b = torch.is_grad_enabled(), head.weight.to(x.dtype), head.bias.to(x.dtype)
+    with torch.no_grad():
+        loss = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        dx, dW, db = torch.empty_like(x), torch.zeros_like(head.weight), torch.zeros_like(head.bias)
+        for at in (slice(start, start + LOSS_ROWS) for start in range(0, len(x), LOSS_ROWS)):
+            part, dz = softcapped(F.linear(x[at], W, b), targets[at], differentiate)
+            loss += part
+            if differentiate:
+                torch.mm(dz, W, out=dx[at])
+                dW += dz.t() @ x[at]
+                db += dz.sum(0)
+    return Differentiated.apply(loss, (dx, dW, db), x, head.weight, head.bias) if differentiate else loss
 
 
 class GPT(nn.Module):
@@ -226,7 +300,7 @@ class GPT(nn.Module):
         self.norm2 = RMSNorm(model_dim)
         self.proj = Linear(model_dim, vocab_size)
         self.register_buffer("angles", rotary_angles(context, head_dim), persistent=False)
-        self.loss = summed_loss
+        self.softcapped = softcapped
         initialise(self, {}, seed=0)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -235,9 +309,10 @@ class GPT(nn.Module):
         precision = torch.promote_types(x.dtype, torch.float32)
         angles = self.angles[: inputs.size(1), None]
         cos, sin = angles.cos().to(precision), angles.sin().to(precision)
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        return self.loss(self.proj, self.norm2(x), targets)
+        with sdpa_kernel(ATTENTION, set_priority=True):
+            for block in self.blocks:
+                x = block(x, cos, sin)
+        return summed_loss(self.proj, self.norm2(x).flatten(0, -2), targets.flatten(), self.softcapped)
 
 
 def initialise(model: GPT, init: dict, seed: int) -> None:
@@ -274,7 +349,9 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
     return read_recipe(source, tracks, STEPS, changes, track and track.name, AROUND)
 
 
-def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, recipe: Recipe, compiled: bool | None = None
+) -> list[torch.optim.Optimizer]:
     """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
     then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
 
@@ -283,8 +360,8 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     """
     usual, own = aux_groups(model, recipe)
     optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
-    optimizers["matrix"] = MatrixOptimizer(matrix_groups(model, recipe), step=recipe.matrix["step"],
-                                           reduce_gradients=False)  # fmt: skip
+    options = {"step": recipe.matrix["step"], "reduce_gradients": False, "compile": compiled}
+    optimizers["matrix"] = MatrixOptimizer(matrix_groups(model, recipe), **options)
     optimizers |= {"adam": AuxAdamW(own)} if own else {}
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     covered = [p for group in groups for p in group["params"]]
@@ -353,10 +430,13 @@ def matrix_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """
     hidden = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if is_hidden(name, p)}
     groups = grouped("matrix", hidden, recipe.patterns() | {"*": plain_in(recipe.matrix)})
+    names = {p: f"{name}.weight" for name, p in hidden.items()}  # which a matrix's random numbers come from
     for group in groups:
         moved = {key: knots[0][1] for key, knots in recipe.schedule["matrix"].items() if key in group}
         dtype = group["params"][0].dtype
         group |= {key: torch.tensor(float(value), dtype=dtype) for key, value in moved.items()}
+        group["params"] = [(names[p], p) for p in group["params"]]
+        group |= {"head_dim": model.blocks[0].attn.head_dim} if "couple" in group else {}
     return groups
 
 
@@ -375,14 +455,17 @@ def build_around(model: nn.Module, name: str, table: dict) -> Around:
 
 
 def value_at(knots: list[list], step: float) -> float:
-    """At a step between knots [step, value, shape]: from the knot before on, along x^shape or a cosine."""
+    """At a step between knots [step, value, shape], from the knot before on; see Recipe for the shapes."""
     before = knots[0]
-    for knot in knots:
+    for knot in knots[1:]:
         if step < knot[0]:
-            x = (step - before[0]) / (knot[0] - before[0])
+            x = max((step - before[0]) / (knot[0] - before[0]), 0.0)
             shape = knot[2] if len(knot) > 2 else 1
-            x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
-            return before[1] + (knot[1] - before[1]) * max(x, 0.0)
+            if isinstance(shape, list):
+                x = 1 / (1 + math.exp((shape[1] - x) / shape[2]))
+            else:
+                x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
+            return before[1] + (knot[1] - before[1]) * x
         before = knot
     return before[1]
 
@@ -423,8 +506,8 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
 # Checkpoints: written whole or not at all, the last two kept
 
 # What a checkpoint holds: `model` and `optimizers` are their state_dict()s, `curve` the validations so far.
-CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "recipe": str, "seeds": str,
-              "data": dict, "model": dict, "optimizers": list}  # fmt: skip
+CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "track": dict, "recipe": str,
+              "seeds": str, "data": dict, "model": dict, "optimizers": list}  # fmt: skip
 
 
 def save_checkpoint(folder: Path, state: dict) -> Path:
@@ -443,8 +526,8 @@ def save_checkpoint(folder: Path, state: dict) -> Path:
     return path
 
 
-def newest_checkpoint(out: Path, run: Path) -> tuple[Path | None, dict]:
-    """The log and the newest good checkpoint of `run`, in `out` unless it says where; "*": of any run.
+def newest_checkpoint(out: Path, run: Path) -> dict:
+    """The newest good checkpoint of `run`, in `out` unless it says where; "*": of any run. `log`: its log.
 
     Says which checkpoints cannot be read. Raises RunError if none can.
     """
@@ -454,7 +537,7 @@ def newest_checkpoint(out: Path, run: Path) -> tuple[Path | None, dict]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if all(isinstance(state[key], kind) for key, kind in CHECKPOINT.items()):
-                return path.parent.with_suffix(".txt"), state
+                return state | {"log": str(path.parent.with_suffix(".txt"))}
             found = "not a run's"
         except Exception as error:  # whatever a damaged file raises
             found = type(error).__name__
@@ -462,12 +545,16 @@ def newest_checkpoint(out: Path, run: Path) -> tuple[Path | None, dict]:
     raise RunError(f"--resume: no good {out}/{name}.checkpoints/*.pt. --checkpoint-every N makes them.")
 
 
+def read_checkpoint(args: argparse.Namespace, world: "World") -> dict:
+    """The newest checkpoint, if the run is resumed; only the first process needs to have it."""
+    reads = args.resume and world.rank == 0
+    return world.share(world.agreed(lambda: newest_checkpoint(args.out, args.resume) if reads else {}))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The loop
 
 STOP: list[int] = []  # signals that ask the run to end
-# Dense bf16 FLOP/s, from the makers' data sheets.
-PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 @dataclass(frozen=True)
@@ -492,21 +579,68 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def share(self, found: Found) -> Found:
+        """What the first process has found."""
+        box = [found]
+        if self.size > 1:
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def agreed(self, find: Callable[[], Found]) -> Found:
+        """What `find` gives here. If it fails in one process, all raise RunError with its error."""
+        found, told = None, None
+        try:
+            found = find()
+        except USER_ERRORS as error:
+            told = str(error), f" (rank {self.rank}, host {gethostname()})" if self.size > 1 else ""
+        everyone = [told]
+        if self.size > 1:
+            dist.all_gather_object(everyone := [None] * self.size, told)
+        for told in filter(None, everyone):
+            raise RunError(*told)
+        return found
+
+
+def has_gpu() -> bool:
+    """Whether torch has a GPU. Raises RunError where the machine has one that torch cannot use."""
+    if not torch.cuda.is_available() and (driver := nvidia_driver()):
+        torch_is = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        raise RunError(f"{torch_is} cannot use the NVIDIA GPU of this machine, driver {driver}. Update it "
+                       "or install a torch made for it (pytorch.org); --track nano trains on the CPU.")
+    return torch.cuda.is_available()
+
+
+def compiles(args: argparse.Namespace, track: Track) -> bool:
+    """Whether to compile: as asked, else on a GPU. RunError without a compiler or a usable GPU."""
+    on_gpu = torch.cuda.is_available() if track.name == "nano" else has_gpu()
+    asked = on_gpu if args.compile is None else args.compile
+    if asked and not find_compiler(on_gpu):
+        compiler = "C compiler (gcc, clang or $CC)" if on_gpu else "C++ compiler (g++, clang++ or $CXX)"
+        raise RunError(f"compiling needs a {compiler}, there is none. Install one, or run with --no-compile.")
+    return asked
+
 
 def join_world() -> World:
     """The processes torchrun started, or this one alone without a process group."""
-    known = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | os.environ  # of torchrun, or alone
-    rank, size, local = (int(known[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if 8 % size:
+    keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")  # of torchrun, or alone
+    told = dict(zip(keys, ("0", "1", "0", "1"), strict=True)) | os.environ
+    values = [told[key].split(",")[0] for key in keys]  # "4,2" are the threads of nested regions
+    if not all(value.isdecimal() for value in values) or values[3] == "0":
+        raise RunError(f"{', '.join(keys)} are {', '.join(values)}; expected whole numbers, or unset them.")
+    rank, size, local, threads = map(int, values)
+    if size not in (1, 2, 4, 8):
         raise RunError(f"{size} processes do not divide 8; use 1, 2, 4 or 8 (--nproc, CUDA_VISIBLE_DEVICES).")
+    if size > 1 and "MASTER_ADDR" not in os.environ:
+        raise RunError(f"WORLD_SIZE is {size}, MASTER_ADDR is not set: unset both, or use --nproc {size}.")
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     else:  # more threads collapse when other work runs
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_num_threads(threads)
     if size > 1:
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, device_id=device if cuda else None)
     return World(rank, size, device, torch.cuda.get_device_name() if cuda else processor_name())
 
 
@@ -523,22 +657,60 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
         model.embed.to(getattr(torch, track.gpu_dtype))
     if compiled:
         torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
-        model.loss = torch.compile(summed_loss, dynamic=False)
+        model.softcapped = torch.compile(softcapped, dynamic=False)
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
 
 
-def choose_micro_batch(track: Track, world: World, asked: int | None) -> int:
+def choose_micro_batch(track: Track, world: World, asked: int | None, compiled: bool) -> int:
     """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB)."""
     rows, rest = divmod(track.batch_tokens, track.context * world.size)
     if rest:
         raise RunError(f"{world.size} processes do not divide {track.batch_tokens // track.context} rows.")
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
-    memory = torch.cuda.mem_get_info(world.device)[1] if world.device.type == "cuda" else 2**30
-    row = track.context * (8 * track.vocab_size + 70 * track.num_layers * track.model_dim)  # bytes, at most
-    return asked or next((m for m in range(rows, 1, -1) if rows % m == 0 and m * row <= 0.85 * memory), 1)
+    memory, (fixed, token) = 2**30, memory_needed(track, compiled)
+    if world.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(world.device)
+        memory = min(0.85 * total, free) - fixed
+    fitting = (m for m in range(rows, 1, -1) if rows % m == 0 and m * track.context * token <= memory)
+    return asked or next(fitting, 1)
+
+
+def memory_needed(track: Track, compiled: bool) -> tuple[int, int]:
+    """Bytes that a training on a GPU takes at most: in any case, and for each token of a micro-batch.
+
+    In any case: weights, their gradients, the optimizers' states, LOSS_ROWS rows of logits. For a token: what
+    backward needs of each block, and the space of one more. Counted in tests/test_fake_cuda.py.
+    """
+    weights = track.num_layers * (4 + 2 * track.mlp_ratio) * track.model_dim**2
+    weights += 2 * track.vocab_size * track.model_dim
+    a_logit, a_number = (6, 40) if compiled else (22, 58)
+    fixed = 32 * weights + a_logit * LOSS_ROWS * track.vocab_size
+    return fixed, a_number * track.model_dim * (track.num_layers + 1)
+
+
+def distributed(model: GPT, world: World) -> nn.Module:
+    """The model, its gradients averaged over the processes in the buffers in which they travel."""
+    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    return DistributedDataParallel(model, **options) if world.size > 1 else model
+
+
+def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
+    """Seconds of compiling, before any clock runs: three updates of a model that is thrown away, one loss."""
+    began, shape = time.perf_counter(), (args.micro_batch, recipe.track.context)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=world.device)
+    model = make_model(recipe, 0, world.device, args.compile)
+    optimizers = build_optimizers(model, recipe)[:2]
+    for _ in range(3):  # the first makes the optimizers' states, the second compiles for them
+        model(tokens, tokens).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    with torch.no_grad():
+        model(tokens, tokens)
+    world.barrier()
+    return time.perf_counter() - began
 
 
 def validates(step: int, recipe: Recipe) -> bool:
@@ -592,7 +764,7 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
         writer = SummaryWriter(str(board))
     weights = sum(p.numel() for p in model.parameters()) - model.embed.weight.numel()
     flops = 6 * (weights + track.num_layers * track.context * track.model_dim)
-    peak = world.size * next((peak for chip, peak in PEAK_FLOPS.items() if chip in world.name), math.inf)
+    peak = world.size * PEAK_FLOPS.get(world.name, math.inf)
     return Progress(recipe.train_steps, first, track.batch_tokens, flops / peak, world.rank == 0, writer)
 
 
@@ -607,8 +779,8 @@ def train(
     """
     track, (shards, blocks, val_shard), run = recipe.track, data, state["run"]
     model = make_model(recipe, seed, world.device, args.compile)
-    net = DistributedDataParallel(model) if world.size > 1 else model
-    optimizers = build_optimizers(model, recipe)
+    net = distributed(model, world)
+    optimizers = build_optimizers(model, recipe, None if args.compile else False)
     if "step" in state:
         try:
             for part, saved in zip([model, *optimizers], [state["model"], *state["optimizers"]], strict=True):
@@ -663,10 +835,11 @@ def train(
             raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
         loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
         ends = torch.full_like(loss, len(STOP) + bool(log.error))
-        total, stopping = world.sum(torch.stack([loss, ends])).tolist()
-        loss = total / track.batch_tokens
+        told = torch.stack([loss, norm / world.size, ends])
+        loss, norm, stopping = world.sum(told).tolist()  # the one wait for the device
+        loss = loss / track.batch_tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
             bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
             told = f"not finite at step {step}: loss {loss}, gradient of {bad[0] if bad else 'no parameter'}"
@@ -711,7 +884,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", type=Path, nargs="?", const="*", metavar="RUN", help="go on from the newest checkpoint")
     add("--data", type=Path, default=ROOT / "data", metavar="DIR", help="of fineweb10B/, nano/ (data)")
     add("--out", type=Path, default=ROOT / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
-    add("--compile", action="store_true", help="on a CPU too: faster for several seeds; needs a C++ compiler")
+    add("--compile", action=BooleanOptionalAction, help="default: on a GPU; on a CPU for several seeds")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--readouts", action="store_true", help="validate through each readout alone too: for research")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
@@ -722,8 +895,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run.sh", description="Train and leave a record log.")
     add = parser.add_argument
     add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
-    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file")
+    add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file; or: record")
     add("--recipes", action="store_true", help="list the recipes and leave")
+    add("--explain", action="store_true", help="print the stages of the recipe, with every value, and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add_run_options(parser)
@@ -731,9 +905,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def print_plan(recipe: Recipe, data: Path) -> None:
+def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
-    track, fetch = recipe.track, []
+    compiles(args, recipe.track)
+    track, data, fetch = recipe.track, args.data, []
     try:
         open_data(data, recipe)
     except (RunError, ShardError):
@@ -757,7 +932,7 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
     track = Track(**checkpoint["track"]) if checkpoint else None
     if args.track or not track:
-        track = read_track(args.track or ("fineweb" if torch.cuda.is_available() else "nano"))
+        track = read_track(args.track or ("fineweb" if has_gpu() else "nano"))
     if checkpoint and not args.recipe:
         known = {track.name: track}
         recipe = parse_recipe(checkpoint["recipe"], "checkpoint", known, STEPS, changes, arounds=AROUND)
@@ -769,10 +944,18 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     return recipe
 
 
+def explain(recipe: Recipe) -> Iterator[str]:
+    """The stages of every table of [matrix], with the effective value of every hyperparameter."""
+    for pattern, table in {"*": recipe.matrix, **recipe.patterns()}.items():
+        name = step_name(table)
+        yield f"{pattern}: {name}"
+        yield from explained(named_step(name), table)
+
+
 def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
     """The script that repeats the run: what it uses of this project, its recipe and track as values."""
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
-    asked += ["--compile"] if args.compile else []
+    asked += [] if args.compile is None else ["--compile" if args.compile else "--no-compile"]
     rows = [named_step(name).row for name in recipe.step_names()]
     methods = {row.name.partition("(")[0] for row in rows}
     stages = {stage.function.__name__ for row in rows for stage in row.stages}
@@ -782,7 +965,7 @@ def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
 
 
 def run(
-    recipe: Recipe, args: argparse.Namespace, script: str, resumed: Path | None, checkpoint: dict
+    recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict, world: World
 ) -> None:
     """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
@@ -792,26 +975,34 @@ def run(
         differs = recipe.differences(checkpoint["recipe"]) or differs
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
     seeds, track = parse_seeds(args.seeds), recipe.track
-    data = open_data(args.data, recipe)  # before anything is written
+    if args.checkpoint_every is not None and args.checkpoint_every < 1:
+        raise RunError(f"--checkpoint-every {args.checkpoint_every}: expected a number of steps above 0.")
+    data = world.agreed(lambda: open_data(args.data, recipe))  # before anything is written
     facts = shard_facts([*(data[0][index] for index in sorted({shard for shard, _ in data[1]})), data[2]])
     if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
         raise RunError(f"--resume: the run used other data (- then, + now): {told}")
-    world = join_world()
-    args.micro_batch = choose_micro_batch(track, world, args.micro_batch)
-    args.compile = args.compile or world.device.type == "cuda"
+    args.compile = world.agreed(lambda: compiles(args, track))
+    parts = [table["micro_batches"] for table in recipe.around.values() if "micro_batches" in table]
+    if parts and args.micro_batch is None:
+        args.micro_batch = track.batch_tokens // track.context // parts[0]
+    args.micro_batch = world.agreed(lambda: choose_micro_batch(track, world, args.micro_batch, args.compile))
     catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
-    with RunLog(resumed or args.out / name, resume=bool(resumed), writes=world.rank == 0) as log:
+    resumed = checkpoint.get("log")
+    with RunLog(Path(resumed or args.out / name), resume=bool(resumed), writes=world.rank == 0) as log:
+        compile_seconds = warm_up(recipe, world, args) if args.compile else 0.0
         if not resumed:
             versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
             told = {"id": log.path.stem, "device": world.name, "world_size": world.size, "track": track.name,
                     "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                     "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
                     "batch_tokens": track.batch_tokens, "compiled": args.compile,
-                    "threads": torch.get_num_threads()}  # fmt: skip
+                    "threads": torch.get_num_threads(),
+                    "compile_seconds": round(compile_seconds, 1)}  # fmt: skip
             log.head(script, versions, told | facts, recipe.toml())
         if world.rank == 0:
-            say(f"{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
+            gpu = "" if world.device.type == "cuda" else f"no GPU found: {track.name} on the CPU\n"
+            say(f"{gpu}{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
         for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
             state = checkpoint if index == checkpoint.get("run") else new | {"data": facts, "run": index}
             train(recipe, seed, world, log, args, data, state)
@@ -826,7 +1017,7 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
-        told = f"error: {error}"
+        told = f"error{getattr(error, 'where', '')}: {error}"
     except torch.OutOfMemoryError:
         told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
     if told:
@@ -839,8 +1030,9 @@ def replay(recipe: Recipe, argv: list[str]) -> None:
     add_run_options(parser)
     args = parser.parse_args(argv)
     with errors_in_one_line(args):
-        resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
-        run(recipe, args, Path(__file__).read_text(), resumed, checkpoint)
+        world = join_world()
+        checkpoint = read_checkpoint(args, world)
+        run(recipe, args, Path(__file__).read_text(), checkpoint, world)
 
 
 def main(argv: list[str]) -> None:
@@ -849,11 +1041,14 @@ def main(argv: list[str]) -> None:
     with errors_in_one_line(args):
         if args.recipes:
             return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
-        resumed, checkpoint = newest_checkpoint(args.out, args.resume) if args.resume else (None, {})
-        recipe = choose_recipe(args, checkpoint)
+        world = World(0, 1, torch.device("cpu")) if args.plan or args.explain else join_world()
+        checkpoint = read_checkpoint(args, world)
+        recipe = world.agreed(lambda: choose_recipe(args, checkpoint))
+        if args.explain:
+            return print("\n".join(explain(recipe)))
         if args.plan:
-            return print_plan(recipe, args.data)
-        return run(recipe, args, "" if checkpoint else script_of(recipe, args), resumed, checkpoint)
+            return print_plan(recipe, args)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint, world)
 
 
 if __name__ == "__main__":

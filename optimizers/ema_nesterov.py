@@ -1,12 +1,12 @@
 """EMA-Nesterov: gradients taken ahead of the weights, along the average of their past updates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optimizers.around.around import Around
-from optimizers.norms import average_
 
 
 class EMANesterov(Around):
@@ -21,40 +21,56 @@ class EMANesterov(Around):
         ahead.step()                           # last: averages the whole way from x_t to x_t+1
 
     params: any dense parameters. lr is beta_t, 0 (look nowhere, but average) by default; decay is gamma.
-    State: `average` of the parameter's shape, kept as torch.optim keeps it. Half-precision parameters average
-    in float32.
+    State: `average` of the parameter's shape. Half-precision parameters average in float32.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.0, decay: float = 0.99) -> None:
         super().__init__(params, {"lr": lr, "decay": decay})
-        self.origins: dict[Tensor, Tensor] = {}  # x_t, from look_ahead to step
+        self.origins: dict[Tensor, Tensor] = {}  # x_t, in buffers that stay
+        self.is_ahead = False
 
     @torch.no_grad()
     def look_ahead(self) -> None:
         """Move every parameter from x_t to x_t + beta_t m_t."""
         for group in self.param_groups:
-            for p in group["params"]:
-                self.origins[p] = p.clone()
-                if group["lr"] and p in self.state:
-                    p.copy_(p + group["lr"] * self.state[p]["average"])
+            for params, origins, averages in self._alike(group):
+                torch._foreach_copy_(origins, params)
+                if group["lr"]:
+                    torch._foreach_add_(params, torch._foreach_mul(averages, group["lr"]))
+        self.is_ahead = True
 
     @torch.no_grad()
     def look_back(self) -> None:
         """Move every parameter from where it looked ahead back to x_t: no update is made."""
-        for p, origin in self.origins.items():
-            p.copy_(origin)
-        self.origins.clear()
+        for group in self.param_groups if self.is_ahead else ():
+            for params, origins, _ in self._alike(group):
+                torch._foreach_copy_(params, origins)
+        self.is_ahead = False
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Average the way from x_t to the parameters. Raises RuntimeError without a look_ahead before it."""
-        if not self.origins:
+        if not self.is_ahead:
             raise RuntimeError("expected look_ahead() before the gradient of this step; call it once a step")
         for group in self.param_groups:
-            for p in group["params"]:
-                origin, wide = self.origins.pop(p), torch.promote_types(p.dtype, torch.float32)
-                if p not in self.state:
-                    self.state[p]["average"] = torch.zeros_like(p, dtype=wide)
-                average_(self.state[p]["average"], p.to(wide) - origin.to(wide), group["decay"])
+            for params, origins, averages in self._alike(group):
+                torch._foreach_lerp_(averages, torch._foreach_sub(params, origins), 1 - group["decay"])
+        self.is_ahead = False
+
+    def _alike(self, group: dict[str, Any]) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+        """(parameters, origins, averages) of each precision and device: one call of a _foreach_ function.
+
+        Origins and averages are in float32 at least, so that their differences with the parameters are too.
+        """
+        alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for p in group["params"]:
+            alike.setdefault((p.dtype, p.device), []).append(p)
+            wide = torch.promote_types(p.dtype, torch.float32)
+            if p not in self.origins:
+                self.origins[p] = torch.empty_like(p, dtype=wide)
+            if p not in self.state:
+                self.state[p]["average"] = torch.zeros_like(p, dtype=wide)
+        for params in alike.values():
+            yield params, [self.origins[p] for p in params], [self.state[p]["average"] for p in params]
 
     before_gradient, abandon = look_ahead, look_back

@@ -24,6 +24,11 @@ def safe_norm(X: Tensor, dim: int | tuple[int, int] = (-2, -1), floor: float = 0
     return norm.clamp(min=floor) if floor else norm
 
 
+def held(X: Tensor, limit: float = 1e18) -> Tensor:
+    """X at norm `limit` where it is larger, so that products of two stay finite in float32; else X."""
+    return X * (limit / safe_norm(X, floor=limit))
+
+
 def squared(X: Tensor) -> Tensor:
     """X^2, held below overflow so that a moving average of it recovers from a gradient spike."""
     return X.square().clamp(max=0.5 * torch.finfo(X.dtype).max)

@@ -9,9 +9,9 @@
 
 A stage is a function. Its positional arguments name what it takes of W (weight [..., m, n]: m outputs = rows,
 n inputs = columns), G (gradient), u, D, U (of W's shape), t (the matrix's count of steps, from 1, [..., 1,
-1]), refresh (whether the step ends with what is due every `refresh_every` steps: true or false where the
-caller counts steps on the host, None where t has to say it) and state (a dict of tensors with W's leading
-dimensions). Its keyword arguments are its hyperparameters,
+1]), seed (the matrix's own number for random draws, int64), refresh (whether the step ends with what is due
+every `refresh_every` steps: true or false where the caller counts steps on the host, None where t has to say
+it) and state (a dict of tensors with W's leading dimensions). Its keyword arguments are its hyperparameters,
 each annotated with its range and meaning: said there and nowhere else. All but `land` return a tensor of
 their own or one they were given, and change nothing but the state; `land` changes W. A direction may give
 (U, c) with c [..., m, 1], so that rows are divided where the step is taken: a pass over the matrix less.
@@ -87,7 +87,8 @@ class Hyperparameter:
         if kind not in self.kinds:
             raise TypeError(f"{where}: {self.name} is {value!r}; expected {self.expected}")
         low, high = self.bounds
-        if value not in self.choices if self.choices else kind in (int, float) and not low <= value <= high:
+        inside = value in self.choices or not self.choices
+        if not inside or (isinstance(value, int | float) and not low <= value <= high):
             raise ValueError(f"{where}: {self.name} is {value!r}; expected {self.expected}")
 
     @functools.cached_property
@@ -142,6 +143,7 @@ class Stage:
     unless: tuple[str, ...]
 
 
+Calls = list[tuple[Stage, dict[str, Any]]]  # stages with the values of their hyperparameters
 STAGES: dict[str, dict[str, Stage]] = {kind: {} for kind in KINDS}
 STEPS: dict[str, Step] = {}
 
@@ -378,39 +380,43 @@ def update(
     """One update of a row of stages. Where every stage treats rows by themselves, block by block of rows."""
     shaped = row.stage("scale")
     scale = shaped.function(weight) if shaped else 1.0
-    calls = [
-        (stage, {key.name: values[name] for key, name in zip(stage.hyperparameters, names, strict=True)})
-        for stage, names in zip(row.stages, row.keywords, strict=True)
-        if stage.kind != "scale"
-    ]
+    calls = calls_of(row.stages, row.keywords, values)
     apart = all(stage.by_rows and all(is_off(own[name]) for name in stage.unless) for stage, own in calls)
     if apart and state and all(tensor.shape[-2] == weight.shape[-2] for tensor in state.values()):
         for W, G, *held in row_blocks(weight, grad, *state.values()):
-            flow(calls, W, G, dict(zip(state, held, strict=True)), scale, refresh)
+            views = dict(zip(state, held, strict=True))
+            pass_through(calls, given_at_first(calls, W, G, views, refresh), scale)
     else:
-        flow(calls, weight, grad, state, scale, refresh)
+        pass_through(calls, given_at_first(calls, weight, grad, state, refresh), scale)
 
 
-def flow(
-    calls: list[tuple[Stage, dict[str, Any]]], W: Tensor, G: Tensor, state: State, scale: float,
-    refresh: bool | None,
-) -> None:  # fmt: skip
-    """The stages with their hyperparameters, one after the other, each taking by name what those before gave.
+def calls_of(
+    stages: tuple[Stage, ...], keywords: tuple[tuple[str, ...], ...], values: Mapping[str, Any]
+) -> Calls:
+    """The stages with what their hyperparameters are in a row; the scale is reckoned apart."""
+    return [
+        (stage, {key.name: values[name] for key, name in zip(stage.hyperparameters, names, strict=True)})
+        for stage, names in zip(stages, keywords, strict=True)
+        if stage.kind != "scale"
+    ]
 
-    The update is c U. A stage that does not take c gets U multiplied out.
-    """
-    given: dict[str, Any] = {
-        "W": W,
-        "G": G,
-        "u": G,
-        "D": G,
-        "U": G,
-        "c": 1.0,
-        "state": state,
-        "refresh": refresh,
-    }
+
+def given_at_first(calls: Calls, W: Tensor, G: Tensor, state: State, refresh: bool | None) -> dict[str, Any]:
+    """What the first stage of a row may take; every step passes here once. The update is c U."""
+    given: dict[str, Any] = {"W": W, "G": G, "u": G, "D": G, "U": G, "c": 1.0, "state": state}
+    given["refresh"] = refresh
     if any("t" in stage.takes for stage, _ in calls):
         given["t"] = count_step(state, W)
+    if any("seed" in stage.takes for stage, _ in calls):
+        given["seed"] = matrix_seed(state, W)
+    return given
+
+
+def pass_through(calls: Calls, given: dict[str, Any], scale: float) -> None:
+    """Calls the stages on what they take of `given`, which keeps what they give.
+
+    A stage that does not take c gets U multiplied out.
+    """
     for stage, own in calls:
         if stage.kind == "land" and scale != 1:
             given["c"] = given["c"] * scale
@@ -428,6 +434,35 @@ def multiplied(U: Tensor, c: Scalar) -> Tensor:
     return U if not isinstance(c, Tensor) and c == 1 else c * U
 
 
+@functools.cache
+def halves(step: Step) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A row in two, for who changes the direction in between: (direct, land), called as the step is.
+
+    direct(weight, grad, ...) puts the direction where `weight` was, which has to be a copy; land(weight,
+    direction, ...) takes it in the gradient's place. Raises ValueError where the landing needs more.
+    """
+    row = step.row
+    landing = row.stage("land")
+    if landing is None or not {"W", "U", "c", "state", "t"}.issuperset(landing.takes):
+        raise ValueError(f"{row.name} cannot be coupled; expected a row whose land stage takes W and U only")
+    shaped = row.stage("scale")
+
+    def direct(
+        weight: Tensor, grad: Tensor, state: State, *, refresh: bool | None = None, **values: Any
+    ) -> None:
+        calls = calls_of(row.stages, row.keywords, values)
+        given = given_at_first(calls, weight, grad, state, refresh)
+        pass_through(calls[:-1], given, 1.0)
+        scale = shaped.function(weight) if shaped else 1.0
+        weight.copy_(multiplied(given["U"], given["c"] * scale))
+
+    def land(weight: Tensor, direction: Tensor, state: State, **values: Any) -> None:
+        given = {"W": weight, "U": direction, "c": 1.0, "state": state, "t": state.get("step")}
+        pass_through(calls_of(row.stages[-1:], row.keywords[-1:], values), given, 1.0)
+
+    return direct, land
+
+
 def buffer(state: State, name: str, weight: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     """state[name], made of zeros at the first call: the weight's shape or [leading dimensions, *shape]."""
     if name not in state:
@@ -438,6 +473,13 @@ def buffer(state: State, name: str, weight: Tensor, shape: tuple[int, ...] | Non
 def count_step(state: State, weight: Tensor) -> Tensor:
     """t = 1, 2, ... [..., 1, 1], one count a matrix, kept as a tensor so that counting does not recompile."""
     return buffer(state, "step", weight, (1, 1)).add_(1)
+
+
+def matrix_seed(state: State, weight: Tensor) -> Tensor:
+    """The matrix's own number [..., 1, 1] for random draws (int64): MatrixOptimizer's, else 0."""
+    if "seed" not in state:
+        state["seed"] = weight.new_zeros((*weight.shape[:-2], 1, 1), dtype=torch.int64)
+    return state["seed"]
 
 
 def is_off(strength: Scalar | None) -> bool:

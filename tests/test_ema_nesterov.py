@@ -101,3 +101,31 @@ def test_a_recipe_looks_ahead_between_its_steps_along_the_matrices_schedule():
         strengths[step] = optimizers[-1].param_groups[0]["lr"]
     expected = {0: 0, 19: 0, 20: 0.6, 50: 0.6, 75: 0.3, 79: 0.6 * 0.42, 80: 0}
     assert strengths == pytest.approx(expected)
+
+
+def test_one_call_for_all_parameters_gives_the_digits_of_the_formulas():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 5), (9,), (4, 6), (3, 3)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    params.append(torch.nn.Parameter(torch.randn(11, 4, generator=generator).bfloat16()))
+    ahead, beta, gamma = EMANesterov(params, lr=0.6, decay=0.9), 0.6, 0.9
+    x = [p.detach().clone() for p in params]
+    m = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    for _ in range(4):
+        ahead.look_ahead()
+        for p, x_t, m_t in zip(params, x, m, strict=True):
+            assert torch.equal(p, (x_t + beta * m_t).to(p.dtype))
+            p.data.add_(0.01 * torch.randn(p.shape, generator=generator).to(p.dtype))
+            m_t.lerp_(p.float() - x_t.float(), 1 - gamma)
+        ahead.step()
+        x = [p.detach().clone() for p in params]
+        assert all(torch.equal(ahead.state[p]["average"], m_t) for p, m_t in zip(params, m, strict=True))
+
+
+def test_a_loaded_average_keeps_its_precision():
+    x, y = (torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16)) for _ in range(2))
+    ahead, loaded = EMANesterov([x]), EMANesterov([y])
+    train(x, ahead, [0.5] * 2)
+    loaded.load_state_dict(copy.deepcopy(ahead.state_dict()))
+    assert torch.equal(loaded.state[y]["average"], ahead.state[x]["average"])
+    train(y, loaded, [0.5])

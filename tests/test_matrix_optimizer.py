@@ -3,16 +3,22 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from optimizers import STEPS, MatrixOptimizer
+from optimizers.matrix_optimizer import state_shapes
+from optimizers.stages.circuit import circuit
 
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (3, 10, 4), (6, 6), (4, 10)]
+PAIRS = [(8, 6)] * 3 + [(6, 8)] * 3  # value matrices of 2 heads, and the output matrices behind them
+SOAP = {"start": "diagonal", "refresh_every": 2}
 MICRO_BATCHES = 12  # divides by 1, 2, 3 and 4 ranks
 
 
@@ -44,10 +50,12 @@ def largest_difference(params, others):
 
 
 def grouped(params):
-    """Two groups with their own step functions, among them state that is a scalar per matrix."""
+    """Groups with their own step functions, among them state that is a scalar per matrix; and a pair."""
     return [
         {"params": params[:4], "neuron_beta2": 0.9},
-        {"params": params[4:], "step": "namo_d", "lr": 0.03},
+        {"params": params[4:7], "step": "namo_d", "lr": 0.03},
+        {"params": params[7:10], "couple": "outputs", "head_dim": 4, "step": "soap_muon", **SOAP},
+        {"params": params[10:], "name": "outputs"},
     ]
 
 
@@ -73,6 +81,55 @@ def test_equals_a_call_of_the_step_function_for_every_parameter(step):
     assert optimizer.state[params[4]].keys() == states[4].keys()
     for name, tensor in states[4].items():
         torch.testing.assert_close(optimizer.state[params[4]][name], tensor)
+
+
+def test_coupled_groups_step_as_circuit_muon():
+    params = parameters(PAIRS)
+    groups = [{"params": params[:3], "couple": "out", "head_dim": 4}, {"params": params[3:], "name": "out"}]
+    optimizer = MatrixOptimizer(groups, step="muon", lr=0.1)
+    for V, O, t in zip(params[:3], params[3:], range(3), strict=True):  # noqa: E741
+        for param in params:
+            param.grad = None
+        set_gradients([V, O], t)
+        start, directions = (V.detach().clone(), O.detach().clone()), []
+        for weight in (V, O):
+            after = weight.detach().clone()
+            STEPS["muon"](after, weight.grad, {}, lr=1.0)
+            directions.append(weight.detach() - after)
+        optimizer.step()  # the pairs without a gradient stay where they are
+        for weight, before, U in zip((V, O), start, circuit(*start, *directions, 4), strict=True):
+            torch.testing.assert_close(weight.detach(), before - 0.1 * U)
+    V.grad, before = None, O.detach().clone()
+    optimizer.step()
+    assert torch.equal(O, before)
+
+
+def test_a_pair_that_does_not_fit_is_refused():
+    groups = [{"params": [nn.Parameter(torch.ones(4, 2))], "couple": "out", "head_dim": 2, "name": "v"}]
+    with pytest.raises(ValueError, match="expected 1 equal matrices in one group named 'out'.*found none"):
+        MatrixOptimizer(groups, step="muon").step()
+    groups += [{"params": [nn.Parameter(torch.ones(4, 2))], "name": "out"}]
+    for group in groups:
+        group["params"][0].grad = torch.ones(4, 2)
+    with pytest.raises(ValueError, match=r"found \(4, 2\) and \(4, 2\)"):
+        MatrixOptimizer(groups, step="muon").step()
+
+
+def test_what_is_due_by_the_count_of_steps_is_due_on_every_way():
+    params = parameters([(6, 6)] * 3)
+    late, state, optimizer = params[1].detach().clone(), {}, None
+    for t in range(7):
+        if t in (0, 4):  # a new optimizer goes on from the state of the old one
+            packed = optimizer and optimizer.state_dict()
+            optimizer = MatrixOptimizer(params, step="soap_muon", refresh_every=2)
+            _ = packed and optimizer.load_state_dict(packed)
+        set_gradients(params, t)
+        if t == 0:
+            params[1].grad = None
+        else:
+            STEPS["soap_muon"](late, params[1].grad, state, refresh_every=2)
+        optimizer.step()
+    torch.testing.assert_close(params[1].detach(), late)
 
 
 def test_gradients_are_left_as_they_were():
@@ -138,11 +195,12 @@ def test_accepts_the_step_function_of_a_user_and_a_closure():
 
 
 def test_param_groups_show_every_value_in_effect_and_carry_their_own():
-    optimizer = group_optimizer(parameters())
-    first, second = optimizer.param_groups
+    optimizer = group_optimizer(parameters([*SHAPES, *PAIRS]))
+    first, second, values, _ = optimizer.param_groups
     assert (first["lr"], first["neuron_beta2"], first["momentum"]) == (0.02, 0.9, 0.95)
     assert (second["step"], second["lr"], second["weight_decay"]) == (STEPS["namo_d"], 0.03, 0.01)
     assert "neuron_beta2" not in second and "clip" not in first
+    assert (values["couple"], values["head_dim"], values["refresh_every"]) == ("outputs", 4, 2)
 
 
 def test_learning_rate_schedulers_and_changed_hyperparameters_take_effect():
@@ -217,12 +275,105 @@ def test_a_required_hyperparameter_must_be_given():
         MatrixOptimizer(parameters(), step=step, lr=0.1)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 3, 3, 3),
+        (8, 4, 1, 1),
+        (64, 32, 3),
+        (16, 1, 4),
+        (5, 1, 1),
+        (7, 1, 9),
+        (768, 3, 16, 16),
+        (4, 2, 3, 3, 3),
+    ],
+)
+def test_kernels_and_scales_are_no_stacks_of_matrices(shape):
+    with pytest.raises(ValueError, match=f"parameter 0 of shape {re.escape(str(shape))}.*flatten=True"):
+        MatrixOptimizer([torch.zeros(shape)], step="muon")
+    with pytest.raises(ValueError, match=r"kernel\.weight of shape"):
+        MatrixOptimizer([("kernel.weight", torch.zeros(shape))], step="muon")
+    MatrixOptimizer([torch.zeros(shape)], step="muon", flatten=False)
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 4), (8, 64, 16), (2, 3, 20, 4), (6, 6)])
+def test_stacks_of_matrices_need_no_word(shape):
+    MatrixOptimizer([torch.zeros(shape)], step="muon")
+
+
+def test_a_flattened_kernel_is_stepped_as_one_matrix():
+    kernel, linear = parameters([(6, 3, 2, 2), (4, 4)])
+    expected, state = kernel.detach().clone().flatten(1), {}
+    groups = [{"params": [kernel], "flatten": True}, {"params": [linear]}]
+    optimizer = MatrixOptimizer(groups, step="normuon", lr=0.1)
+    for t in range(2):
+        set_gradients([kernel, linear], t)
+        STEPS["normuon"](expected, kernel.grad.flatten(1), state, lr=0.1)
+        optimizer.step()
+    torch.testing.assert_close(kernel.detach().flatten(1), expected)
+    assert optimizer.state[kernel]["momentum"].shape == (6, 12)
+    other = MatrixOptimizer([{"params": [kernel], "flatten": True}, {"params": [linear]}], step="normuon")
+    other.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(other.state[kernel]["momentum"], state["momentum"])
+
+
+def test_a_kernel_that_cannot_be_seen_as_a_matrix_is_refused():
+    kernel = torch.zeros(6, 3, 2, 2).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="channels_last"):
+        MatrixOptimizer([kernel], step="muon", flatten=True)
+
+
+def test_a_replicated_dtensor_is_stepped_and_a_cut_one_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        (plain,) = parameters([(6, 4)])
+        whole, cut = (
+            nn.Parameter(distribute_tensor(plain.detach().clone(), mesh, [place]))
+            for place in (Replicate(), Shard(0))
+        )
+        with pytest.raises(TypeError, match="DTensor cut over ranks"):
+            MatrixOptimizer([cut], step="muon")
+        set_gradients([plain], 0)
+        whole.grad = distribute_tensor(plain.grad, mesh, [Replicate()])
+        for param in (plain, whole):
+            MatrixOptimizer([param], step="muon").step()
+        torch.testing.assert_close(whole.to_local(), plain)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16])
+def test_weights_converted_after_construction_are_named_at_the_step(convert, steps_before):
+    model = nn.Linear(4, 6, bias=False)
+    optimizer = MatrixOptimizer(model.named_parameters(), step="muon")
+    for t in range(steps_before):
+        train(optimizer, [model.weight], [t])
+    convert(model)
+    model.weight.grad = torch.ones_like(model.weight)
+    with pytest.raises(
+        TypeError, match=r"expected .*float32.* found .*weight|expected weight to stay \(6, 4\)"
+    ):
+        optimizer.step()
+
+
+def test_weights_of_another_precision_after_a_step_are_named():
+    model = nn.Linear(4, 6, bias=False)
+    optimizer = MatrixOptimizer(model.parameters(), step="muon")
+    train(optimizer, [model.weight], [0])
+    model.double()
+    set_gradients([model.weight], 1)
+    with pytest.raises(TypeError, match=r"parameter 0 to stay \(6, 4\), torch.float32.*found.*float64"):
+        optimizer.step()
+
+
 # -------------------------------------------------------------------------------------------------
 # State
 
 
 def test_resumed_run_has_the_same_bits():
-    params = parameters(dtype=torch.float32)
+    params = parameters([*SHAPES, *PAIRS], dtype=torch.float32)
     optimizer = group_optimizer(params)
     train(optimizer, params, range(3))
     file = io.BytesIO()
@@ -271,10 +422,55 @@ def test_refuses_the_state_of_another_optimizer_and_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("momentum"), "found {"),
+        (lambda state: state.update(momentum=torch.zeros(4, 4)), r"\(6, 8\).*found.*\(4, 4\)"),
+        (lambda state: state.update(momentum=3.0), "found float"),
+    ],
+)
+def test_state_of_another_shape_is_refused_at_load(change, told):
+    (param,) = parameters([(6, 8)])
+    optimizer = MatrixOptimizer([("w", param)], step="muon")
+    train(optimizer, [param], [0])
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved["state"][0])
+    with pytest.raises(ValueError, match=f"state of w, of shape .*{told}"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_every_steps_state_is_known_without_data(name):
+    """Its own state loads; a stranger's is told at once."""
+    params = parameters([(6, 8), (3, 10, 4)])
+    optimizer = MatrixOptimizer(params, step=name, lr=0.01)
+    train(optimizer, params, [0])
+    for param in params:
+        kept = {key: tuple(tensor.shape) for key, tensor in optimizer.state[param].items()}
+        assert state_shapes(param, optimizer.param_groups[0]) == kept
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.optim.SGD([torch.zeros(2, 2)]).state_dict(),
+        {},
+        [],
+        {"state": {}, "param_groups": {}},
+        {"state": {0: 1}, "param_groups": []},
+        {"state": {}, "param_groups": [{"step": "muon"}]},
+    ],
+)
+def test_what_is_no_state_of_this_optimizer_is_refused(state):
+    with pytest.raises(ValueError, match="expected a state_dict of MatrixOptimizer"):
+        MatrixOptimizer(parameters([(2, 2)]), step="muon").load_state_dict(state)
+
+
+@pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))]
 )
 def test_copied_optimizer_steps_on_its_own(duplicate):
-    params = parameters()
+    params = parameters([*SHAPES, *PAIRS])
     optimizer = group_optimizer(params)
     train(optimizer, params, range(2))
     other = duplicate(optimizer)
@@ -286,6 +482,18 @@ def test_copied_optimizer_steps_on_its_own(duplicate):
 
 # -------------------------------------------------------------------------------------------------
 # Compiling
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_step_may_stand_in_compiled_code_from_the_first_on():
+    (param,), (eager,) = parameters([(6, 6)]), parameters([(6, 6)])
+    optimizer = MatrixOptimizer([param], step="muon")
+    step = torch.compile(optimizer.step, backend="eager")
+    for t in range(2):
+        set_gradients([param], t)
+        step()
+    train(MatrixOptimizer([eager], step="muon"), [eager], range(2))
+    assert torch.equal(param, eager)
 
 
 def test_a_schedule_does_not_recompile():
@@ -318,8 +526,10 @@ def on_ranks(rank, folder):
         store = f"file://{folder}/store{world}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
         results = {"missing": missing_gradients(rank)}
+        if world == 4:
+            results |= {"pair": in_pairs(rank), "refusals": refusals(rank)}
         for reduces in (True, False):
-            params = parameters()
+            params = parameters([*SHAPES, *PAIRS])
             optimizer = group_optimizer(params, reduce_gradients=reduces)
             share = (rank, world) if reduces else (0, 1)
             train(optimizer, params, range(3), *share)
@@ -350,10 +560,39 @@ def missing_gradients(rank):
     return [param.detach() for param in params]
 
 
+def in_pairs(rank):
+    """Three steps and the state of two models, one on ranks 0 and 1, one on ranks 2 and 3."""
+    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
+    params = parameters([*SHAPES, *PAIRS], seed=rank // 2)
+    optimizer = group_optimizer(params, process_group=pair)
+    train(optimizer, params, range(3), rank % 2, 2)
+    return {"weights": [param.detach() for param in params], "state": optimizer.state_dict()["state"]}
+
+
+def refusals(rank):
+    """What ranks are told that hold other parameters, or a group that is not theirs."""
+    told = []
+    others = dist.new_group([0, 1])
+    shapes, seed = [(6, 6), (4, 6)], rank // 2
+    for params, group in (
+        (parameters(shapes[: 1 + rank % 2]), None),
+        (parameters(shapes, seed=seed), None),
+        (parameters(shapes), others if rank > 1 else None),
+    ):
+        if group is None and told[1:]:
+            continue
+        set_gradients(params, 0)
+        try:
+            MatrixOptimizer(params, step="muon", process_group=group).step()
+        except RuntimeError as error:
+            told.append(str(error))
+    return told
+
+
 @pytest.fixture(scope="module")
 def alone():
     """Weights after 3 and 6 steps and the state after 3, of one process."""
-    params = parameters()
+    params = parameters([*SHAPES, *PAIRS])
     optimizer = group_optimizer(params)
     train(optimizer, params, range(3))
     at3, state = [param.detach().clone() for param in params], copy.deepcopy(optimizer.state_dict())
@@ -422,3 +661,30 @@ def test_a_missing_gradient_counts_as_zero_unless_no_rank_has_one(ranks, world):
     for results in ranks[world]:
         assert largest_difference(results["missing"], params) < 1e-12
         assert torch.equal(results["missing"][1], before)
+
+
+def test_two_models_on_two_pairs_of_ranks_train_apart(ranks):
+    for rank, results in enumerate(ranks[4]):
+        params = parameters([*SHAPES, *PAIRS], seed=rank // 2)
+        optimizer = group_optimizer(params)
+        train(optimizer, params, range(3))
+        assert largest_difference(results["pair"]["weights"], params) < 1e-12
+        torch.testing.assert_close(results["pair"]["state"], optimizer.state_dict()["state"])
+
+
+def test_ranks_with_other_parameters_are_told_at_the_first_step(ranks):
+    for rank, results in enumerate(ranks[4]):
+        shapes, values, *group = results["refusals"]
+        assert "those of ranks [1, 3] differ" in shapes and "those of ranks [2, 3] differ" in values
+        assert not group if rank < 2 else "a process group that holds this rank" in group[0]
+
+
+def test_a_process_group_is_not_copied():
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        optimizer = MatrixOptimizer(parameters(), step="muon", process_group=dist.group.WORLD)
+        with pytest.raises(TypeError, match="without process_group"):
+            copy.deepcopy(optimizer)
+    finally:
+        dist.destroy_process_group()

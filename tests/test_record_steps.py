@@ -12,7 +12,7 @@ import torch
 
 from optimizers.stage import named_step
 from optimizers.stages.balanced import balanced
-from tests.test_steps import GOLDEN, SHAPES, golden_gradient, golden_weight, relative_error
+from tests.test_steps import GOLDEN, SHAPES, golden_gradient, golden_weight, noise, relative_error
 
 Options = dict[str, Any]
 
@@ -81,6 +81,10 @@ def record_36(s: int) -> Options:
     return {"lr": 0.025, "weight_decay": 0.05, "begin": 2, "age": 58 - 32 * ramp(s, 2, 7)}
 
 
+def muon_3060(s: int) -> Options:
+    return {"lr": 0.025, "weight_decay": 0.1, "begin": 2, "late": ramp(s, 2, 7)}
+
+
 def muonh_3065(s: int) -> Options:
     return {"lr": 0.03, "begin": 2, "averages": 6, "age": 50 - 28 * ramp(s, 2, 7)}
 
@@ -112,6 +116,7 @@ CASES = [
     Case("soda_record32", "", "soft_muon(land=anchored)", record_32),
     Case("open_bimaxwell_muon", "", "muon(memory=bimaxwell)", record_36, (0, 1, 2, 3, 4, 5)),
     Case("open_kmaxwell_muon", "", "muon(memory=kmaxwell)", record_36, (0, 1, 2, 3, 4, 5)),
+    Case("open_maxent_muon", "", "muon(memory=maxent)", muon_3060, (0, 1, 2, 3, 4, 5)),
     Case("open_kmaxwell_muonh", "", "muonh(memory=kmaxwell)", muonh_3065, (0, 1, 2, 3, 4, 5)),
 ]  # fmt: skip
 
@@ -153,3 +158,41 @@ def test_tempered_directions_equal_record_38(s, temper, shape):
     contra = 0.4 * max(0, 1 - s / 2750)
     U = balanced(golden_gradient(shape, 1, torch.float64), **options, contra=contra)
     assert relative_error(max(1, shape[0] / shape[1]) ** 0.5 * U, expected) < 1e-8
+
+
+COMPILED = [
+    ("muon(memory=maxent)", {"begin": 3}, {"late": 0.5}),
+    (
+        "soap_muon",
+        RECORD_46 | trust(0) | {"refresh_every": 2},
+        {"trust_floor": 0.4, "trust_cap": 0.8, "momentum": 0.9},
+    ),
+    ("soft_muon", record_29(0), {"blend": -0.5}),
+    ("soft_muon(land=anchored)", record_20(0), {"anchor": 0.5}),
+    ("aurora", record_30(0) | {"temper": 0.1}, {"contra": 0.2, "radial_brake": 0.4, "update_floor": 0.3}),
+    ("muon(memory=bimaxwell)", {"begin": 3}, {"momentum": 0.9}),
+    ("muon(memory=kmaxwell)", {"begin": 3}, {"age": 40.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "moved"), COMPILED, ids=[name for name, *_ in COMPILED])
+def test_the_lines_steps_compile_whole_and_not_again_over_a_schedule(name, options, moved):
+    torch.compiler.reset()
+    step = named_step(name)
+    compiled = torch.compile(step, fullgraph=True, backend="eager", dynamic=False)
+    known = step.row.hyperparameters
+    fixed = {key: value for key, value in (options | {"polar_steps": 2}).items() if key in known}
+    weight, twin, state, twin_state = noise(4, 8), noise(4, 8), {}, {}
+
+    def both(t: int) -> None:
+        values = {key: torch.tensor(value * (1 - 0.01 * t)).double() for key, value in moved.items()}
+        told = {"refresh": t % 2 == 1} if "refresh_every" in known else {}
+        for W, own, function in ((weight, state, compiled), (twin, twin_state, step)):
+            function(W, noise(4, 8, seed=t), own, **fixed | values, **told)
+
+    for t in (1, 2, 3):  # the state is made; with and without a refresh
+        both(t)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for t in range(4, 9):
+            both(t)
+    torch.testing.assert_close(weight, twin, rtol=0, atol=1e-9)

@@ -70,7 +70,7 @@ class RREMove(Around):
             return
         params = [p for _, p in self.pairs()]
         for p in params:
-            kept = self.state[p].get("iterates", wide(p)[:0].expand(0, *p.shape))
+            kept = self.state[p].get("iterates", wide(p)[None][:0])
             self.state[p]["iterates"] = torch.cat([kept, wide(p)[None]])[-options["keep"] :]
         iterates = [self.state[p]["iterates"] for p in params]
         if self.updates % options["every"] or len(iterates[0]) < options["keep"]:

@@ -10,7 +10,9 @@ from optimizers.stage import method
 from optimizers.stages.direction import polar_direction, soft_direction
 from optimizers.stages.land import decay, namo_d_scale, namo_scale
 from optimizers.stages.memory import heavy_ball, nesterov
+from optimizers.stages.noise import noise_polar_direction
 from optimizers.stages.normalise import entry_variance, neuron_variance, row_variance, unit_rows
+from optimizers.stages.power import power_direction
 from optimizers.stages.precondition import equalize, second_moment, sign
 from optimizers.stages.scale import rms, spectral
 
@@ -132,4 +134,28 @@ def namo_d() -> None:
     W_:j <- W_:j max(1 - wd min(a_j, 1), 0) - min(0.2 sqrt(max(m, n)) a_j, 1) polar(u)_:j
 
     State: column_norm_squared [..., 1, n], step [..., 1, 1].
+    """
+
+
+@method(heavy_ball, power_direction, neuron_variance, spectral, decay, lr=0.02, weight_decay=0.025)
+def dynmuon() -> None:
+    """DynMuon (published result #28; KellerJordan/modded-nanogpt@f411b3d results/20260519_dynmuon).
+
+    B <- mu B + H;  u = H + mu B, H = G/divisor;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) U S^p V^T of
+    u = U S V^T, as far as two terms of a series go
+
+    power, a schedulable hyperparameter, falls in #28 from .116 to -.25 along a sigmoid. 0 is Muon with heavy
+    ball. divisor counts, because |u|^p does.
+    """
+
+
+@method(nesterov, noise_polar_direction, neuron_variance, spectral, decay, lr=0.025, weight_decay=0.05)
+def isomuon() -> None:
+    """IsoMuon (open pull request of modded-nanogpt, 20260919_isomuon_3190@7ce846c1), on result #36.
+
+    u as in muon;  D = b^-1/2 polar(b^-1/2 u a^-1/2) a^-1/2 at norm sqrt(min(m, n)), b and a the noise of
+    rows and columns in their mean;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) D
+
+    The noise is the variance of the micro-batches' gradients, which [around.gradient_noise] gives: a recipe
+    without it is muon.
     """

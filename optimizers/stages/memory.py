@@ -30,6 +30,20 @@ def heavy_ball(G: Tensor, state: State, *, momentum: Momentum = 0.95, nesterov: 
     return G + momentum * B if nesterov else B.clone()
 
 
+@stage("memory", by_rows=True)
+def late_average(G: Tensor, state: State, *, momentum: Momentum = 0.95) -> Tensor:
+    """u = M <- mu M + (1 - mu) G from the second gradient on; M is 0 at the first. KL-SOAP."""
+    if "momentum" not in state:
+        return buffer(state, "momentum", G).clone()
+    return average_(state["momentum"], G, momentum).clone()
+
+
+@stage("memory")
+def corrected_average(G: Tensor, state: State, t: Tensor, *, momentum: Momentum = 0.95) -> Tensor:
+    """M <- mu M + (1 - mu) G; u = M / (1 - mu^t). Adam's average, for Shampoo and PSGD."""
+    return average_(buffer(state, "momentum", G), G, momentum) / (1 - momentum**t)
+
+
 @stage("memory")
 def bimaxwell(
     G: Tensor, state: State, t: Tensor, *, momentum: Momentum = 0.95, begin: Begin = 1000,

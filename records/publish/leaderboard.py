@@ -123,6 +123,11 @@ def leaderboard_page(folder: Path, track: Track, entries: Sequence[Standing]) ->
         parts += ["## Recipes without runs here\n", recipes_table(without_runs)]
     if published:
         parts += ["## Published results (not ours)\n", published_table(published, recipes, entries)]
+    if reported := read_published(folder, kind="open"):
+        parts += [
+            "## Reported in open pull requests (not accepted, not ours)\n",
+            open_table(reported, recipes),
+        ]
     parts.append("Made from the logs by `python -m records leaderboard`; do not edit.\n")
     pictures = (
         {FIGURE: leaderboard_picture(results, curves, track.target, places)} if results or curves else {}
@@ -228,12 +233,36 @@ def published_table(published: Sequence[dict], recipes: dict[str, dict], entries
     return note + table(header, rows, right=(0, 2, 3, 4))
 
 
+def open_table(reported: Sequence[dict], recipes: dict[str, dict]) -> str:
+    """What pull requests report that nobody has accepted yet; recipes by their names, open_2580_..."""
+    rows = [
+        (
+            p["steps"],
+            escape(p["name"]),
+            number(p["mean_val_loss"], ".5f"),
+            p["runs"],
+            escape(p["date"]),
+            f"[#{p['pull_request']}]({PULL_REQUEST.format(p['pull_request'])})" if p["pull_request"] else "",
+            escape(p["source"]),
+            ", ".join(
+                f"[{escape(name)}]({name}.toml)"
+                for name in recipes
+                if re.match(rf"open_{p['steps']}(?!\d)", name)
+            ),
+        )
+        for p in sorted(reported, key=lambda p: p["steps"])
+    ]
+    header = ("steps", "result", "mean val_loss", "runs", "date", "pull request", "source", "recipe here")
+    return "As their authors state them.\n\n" + table(header, rows, right=(0, 2, 3))
+
+
 def was_run(recipe: dict, entry: Standing) -> bool:
     """Whether an entry's runs are of this shipped recipe: every key it sets has the same value in theirs."""
     return not disagreements(recipe, entry.recipe)
 
 
-def read_published(folder: Path) -> list[dict]:
-    """The published results of a track (published.json), or none."""
+def read_published(folder: Path, kind: str | None = None) -> list[dict]:
+    """The published results of a track (published.json): the accepted, or those of a kind, "open"."""
     path = folder / "published.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return [result for result in results if result.get("kind") == kind]

@@ -7,6 +7,8 @@ import difflib
 import fnmatch
 import inspect
 import json
+import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from records.run.track import RECORDS, Track, is_number
+from records.run.track import RECORDS, Track, is_name, is_number
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
 # A recipe may exchange these.
@@ -30,6 +32,16 @@ COOLDOWN = {  # of the matrices; AdamW's have aux_ in front, and follow the matr
 SCHEDULE = (
     COOLDOWN | {f"aux_{key}": None for key in COOLDOWN} | {"warmup_steps": 0, "delay": [], "matrix": {}}
 )
+MOST_STEPS = 999_999_999  # what a log's lines have room for
+MOST_SEEDS = 1000  # of one log
+# Numbers outside of [matrix], lowest and highest; every other one is at least 0.
+RANGES = {
+    **dict.fromkeys(("decay", "floor", "aux_floor", "betas"), (0.0, 1 - 2**-53)),
+    **dict.fromkeys(
+        ("cooldown_power", "aux_cooldown_power", "cooldown_steps", "aux_cooldown_steps"), (1e-9, math.inf)
+    ),
+    "slope": (-math.inf, math.inf),
+}
 TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout")
 AUX_OPTIONS = {"bias_correction": True, "master": False}  # beside the track's; in tables by pattern `lr` too
 INIT = {"law": "normal", "bias": "zero", "gain_signs": 0.1, "paired_from": 6, "paired_shrink": 0.5}
@@ -67,9 +79,6 @@ class Method(Protocol):
     def row(self) -> Rows: ...
 
 
-NOTHING: Mapping[str, Method] = {}
-
-
 class RecipeError(ValueError):
     """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
 
@@ -79,7 +88,8 @@ class Recipe:
     """Everything an entry chooses, with the track's and the step function's defaults filled in.
 
     matrix:   `step` and hyperparameters of the hidden matrices; a table in it, named by a pattern such as
-              "mlp.*", stands instead for the matrices it matches.
+              "mlp.*", stands instead for the matrices it matches; its `couple` names the pattern of the
+              output matrices that its value matrices step together with (Circuit-Muon).
     aux:      AdamW of the embedding, the head and the 1-D parameters; a table in it, named by a pattern such
               as "*.gains", stands instead for the parameters it matches, and may say their `lr`.
     schedule: `cooldown_frac` of the planned `steps`, or `cooldown_steps`; `cooldown_power`, `floor` (the last
@@ -88,7 +98,8 @@ class Recipe:
               all of these; the same with aux_ in front for AdamW; `warmup_steps`; `delay`, knots by how many
               steps the schedule's clock is late; in `matrix`, knots of hyperparameters that change over the
               run. A knot is [step, value] or [step, value, shape]: from the knot before, the value moves
-              along x^shape, x from 0 to 1, or along half a "cosine"; without shape along a straight line.
+              along x^shape, x from 0 to 1, along half a "cosine" or 1/(1 + exp(-(x - a)/b)), ["sigmoid", a,
+              b]; without shape along a straight line.
     init:     by pattern, e.g. {"attn.proj": 0.026}, a standard deviation or a table of INIT_RULE; `law` and
               `bias` of the rest, `gain_signs`; see start_parameters. Empty: the baseline's.
     lookahead: EMA-Nesterov over all parameters, `strength` times the matrices' schedule from step `start` to
@@ -159,11 +170,21 @@ def toml_lines(table: dict, path: str = "") -> Iterator[str]:
     name = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in table}
     for key, value in table.items():
         if not isinstance(value, dict) and value is not None:
-            yield f"{name[key]} = {json.dumps(value)}"
+            yield f"{name[key]} = {literal(value)}"
     for key, value in table.items():
         if isinstance(value, dict) and value:
             yield f"\n[{path}{name[key]}]"
             yield from toml_lines(value, f"{path}{name[key]}.")
+
+
+def literal(value: object) -> str:
+    """A TOML value in ASCII. (JSON writes a character beyond \\uffff as two, which is not TOML.)"""
+
+    def escaped(character: re.Match[str]) -> str:
+        code = ord(character[0])
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return re.sub(r"[^ -~]", escaped, json.dumps(value, ensure_ascii=False))
 
 
 def dotted(table: Mapping[str, object], path: str = "") -> dict[str, object]:
@@ -188,8 +209,11 @@ def shipped_recipes(folder: Path) -> dict[str, Path]:
 def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = None) -> Path:
     """The file of a shipped recipe or entry of these tracks, that of `track` first; or the file of that path.
 
-    Raises RecipeError where there is none, or several that `track` does not decide between.
+    "record" is the recipe of the best published result. Raises RecipeError where there is none, or several
+    that `track` does not decide between.
     """
+    if source == "record":
+        return record_file(RECORDS)
     files = {name: recipe_files(RECORDS / name) for name in tracks}
     found = [files[name][str(source)] for name in files if str(source) in files[name]]
     if track in files and str(source) in files[track]:
@@ -197,7 +221,7 @@ def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = N
     if len(found) > 1:
         raise RecipeError(f"several recipes are called {source}; name one: {', '.join(map(str, found))}.")
     path = found[0] if found else Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name too long
         shipped = [name for recipes in files.values() for name in recipes]
         near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
         hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
@@ -205,8 +229,22 @@ def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = N
     return path
 
 
+def record_file(records: Path) -> Path:
+    """The recipe of the accepted published result with the fewest steps. Raises RecipeError without one."""
+    for path in sorted(records.glob("*/published.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        recipes = {
+            file.name.partition("_")[0].lstrip("0"): file for file in path.parent.glob("[0-9]*_*.toml")
+        }
+        accepted = [(r["steps"], recipes[str(r["number"])]) for r in results
+                    if r["record"] and str(r["number"]) in recipes]  # fmt: skip
+        if accepted:
+            return min(accepted)[1]
+    raise RecipeError(f"no recipe of a published record below {records}; expected one such as 46_row_floor.")
+
+
 def list_recipes(
-    tracks: Mapping[str, Track], steps: Mapping[str, Method], arounds: Mapping[str, Method] = NOTHING
+    tracks: Mapping[str, Track], steps: Mapping[str, Method], arounds: Mapping[str, Method] | None = None
 ) -> Iterator[str]:
     """A line for every shipped recipe and entry: its description, or what keeps it from running."""
     for track in tracks:
@@ -216,7 +254,7 @@ def list_recipes(
                 told = read_recipe(path, tracks, steps, arounds=arounds).facts.get("description", "")
             except RecipeError as error:
                 told = f"cannot run yet: {error}"
-            yield f"  {name:28} {told}"
+            yield f"  {name:28} {''.join(c if c.isprintable() else '?' for c in told)}"
 
 
 def read_recipe(
@@ -225,16 +263,23 @@ def read_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
-    arounds: Mapping[str, Method] = NOTHING,
+    arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
     """The recipe in the TOML file `source`, or of the shipped recipe of that name (of `track` first).
 
-    tracks, steps, arounds: what a recipe may name. changes: "matrix.lr=0.03" and the like, over the file.
+    tracks, steps, arounds: what a recipe may name; without arounds, [around] and [readout] stay as they are
+    said. changes: "matrix.lr=0.03" and the like, over what the file says.
     Raises RecipeError for an unknown name, key or hyperparameter, and for a value of the wrong kind.
     """
     path = find_recipe(source, tracks, track)
     name = path.parent.name if path.name == "recipe.toml" else path.stem
-    return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8: byte {error.start}. Save it as UTF-8.") from None
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}.") from None
+    return parse_recipe(text, name, tracks, steps, changes, track, arounds)
 
 
 def parse_recipe(
@@ -244,12 +289,12 @@ def parse_recipe(
     steps: Mapping[str, Method],
     changes: Iterable[str] = (),
     track: str | None = None,
-    arounds: Mapping[str, Method] = NOTHING,
+    arounds: Mapping[str, Method] | None = None,
 ) -> Recipe:
     """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
     for change in changes:
         table = merge(table, parse_change(change))
@@ -258,9 +303,10 @@ def parse_recipe(
     if not isinstance(track, str) or track not in tracks:
         raise RecipeError(f"recipe {name} says track = {track!r}; expected one of {', '.join(tracks)}.")
     train_steps, default = table.get("train_steps"), tracks[track].aux
-    if type(train_steps) is not int or train_steps < 1:
+    if type(train_steps) is not int or not 1 <= train_steps <= MOST_STEPS:
         raise RecipeError(
-            f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0."
+            f"recipe {name} says train_steps = {shown(train_steps)}; expected a whole number above 0, "
+            f"at most {MOST_STEPS:,}."
         )
     for key in TABLES:
         if not isinstance(value := table.get(key, {}), dict):
@@ -273,6 +319,12 @@ def parse_recipe(
             where = f'[matrix."{pattern}"]'
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
             effective[pattern] = hyperparameters(where, value, steps, inherited)
+    others = tables_in(effective)
+    for pattern, value in others.items():
+        if (partner := value.get("couple")) is not None and (partner not in others or partner == pattern):
+            raise RecipeError(
+                f'[matrix."{pattern}"] says couple = {partner!r}; expected another pattern of [matrix].'
+            )
     aux = parse_aux(aux, default)
     check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
@@ -281,8 +333,17 @@ def parse_recipe(
     if (scale := lookahead.get("scaled_by", SCALES[0])) not in SCALES:
         raise RecipeError(f"[lookahead] says scaled_by = {scale!r}; expected {' or '.join(SCALES)}.")
     lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
+    if lookahead and lookahead["start"] >= lookahead["stop"]:
+        start, stop = lookahead["start"], lookahead["stop"]
+        raise RecipeError(f"[lookahead] says start = {start} and stop = {stop}; expected start below stop.")
     facts = {key: table[key] for key in FACTS if key in table}
+    check_kinds("the recipe", facts, {"description": "", "base": "", "published": 1})
     name = table.get("name", name)
+    if not isinstance(name, str) or not is_name(name):  # it becomes part of a file's name
+        raise RecipeError(
+            f"recipe name {shown(name)}: expected letters, digits, '_', '-', '.', at most 100, the first no "
+            "sign; rename the file or say name = '...' in it."
+        )
     around, readout = (
         {key: parse_around(f"[{where}.{key}]", key, value, arounds) for key, value in said.items()}
         for where, said in (("around", around), ("readout", readout))
@@ -324,15 +385,17 @@ def check_init(init: dict) -> None:
             raise RecipeError(f"{where} says std and law; expected one of them (std is a normal law's).")
 
 
-def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method]) -> dict:
+def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method] | None) -> dict:
     """The effective table of [around] or [readout] `name`: kind, parameters, hyperparameters, by pattern too.
 
     Raises RecipeError for a kind or key that is not known, and for a value out of its range.
     """
     if not isinstance(said, dict):
         raise RecipeError(f"{where} is {said!r}; expected a table.")
+    if kinds is None:
+        return said
     kind = said.get("kind", name)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise RecipeError(f"{where} is of kind {kind!r}; known: {', '.join(kinds)}. Say it: kind = '...'.")
     over = {key: said.get(key, default) for key, default in (("params", ["*"]), ("but", []))}
     for key, patterns in over.items():
@@ -402,12 +465,14 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             other = next(key for key in others if key != f"{prefix}phases")
             raise RecipeError(f"[schedule] says {prefix}phases and {other}, which phases replace; drop one.")
     schedule = SCHEDULE | said
-    own_length = "aux_cooldown_frac" in said or "aux_cooldown_steps" in said
-    for key in COOLDOWN:
-        length = key in ("cooldown_frac", "cooldown_steps")
-        if schedule[f"aux_{key}"] is None and not (length and own_length and key == "cooldown_steps"):
-            schedule[f"aux_{key}"] = schedule[key]
+    own = {key for key in COOLDOWN if f"aux_{key}" in said}
+    for key in COOLDOWN.keys() - own:
+        apart = bool(own) if key == "phases" else key == "cooldown_steps" and "cooldown_frac" in own
+        schedule[f"aux_{key}"] = None if apart else schedule[key]
     for prefix in ("", "aux_"):
+        replaced = COOLDOWN.keys() - {"phases"} if schedule[f"{prefix}phases"] else set()
+        replaced |= {"cooldown_frac"} if schedule[f"{prefix}cooldown_steps"] else set()
+        schedule |= {f"{prefix}{key}": None for key in replaced}
         plan = schedule[f"{prefix}steps"]
         points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
         check_knots(f"[schedule] {prefix}steps", points, shapes=False)
@@ -415,11 +480,14 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             raise RecipeError(
                 f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
             )
-        if not 0 < schedule[f"{prefix}cooldown_frac"] <= 1:
+        frac, steps = (schedule[f"{prefix}{key}"] for key in ("cooldown_frac", "cooldown_steps"))
+        if frac is not None and not 0 < frac <= 1:
             raise RecipeError(
-                f"[schedule] {prefix}cooldown_frac is {schedule[f'{prefix}cooldown_frac']}; "
+                f"[schedule] {prefix}cooldown_frac is {frac}; "
                 "expected a part of the run, above 0 and at most 1."
             )
+        if steps is not None and not 0 < steps < math.inf:
+            raise RecipeError(f"[schedule] {prefix}cooldown_steps is {steps}; expected a number above 0.")
         if schedule[f"{prefix}phases"] is not None:
             check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
     if schedule["delay"]:
@@ -438,15 +506,23 @@ def is_knots(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
+def is_shape(shape: object) -> bool:
+    """Whether it is a power above 0, "cosine", or ["sigmoid", a, b] with b above 0."""
+    if isinstance(shape, list):
+        return len(shape) == 3 and shape[0] == "sigmoid" and all(map(is_number, shape[1:])) and shape[2] > 0
+    return shape == "cosine" or (is_number(shape, 0) and shape != 0)
+
+
 def check_knots(where: str, knots: object, shapes: bool = True) -> None:
     """Raises RecipeError unless these are [[step, value], [step, value, shape], ...], steps rising."""
-    expected = "[[step, value], ...], steps rising" + (", shape a power or 'cosine'" if shapes else "")
+    expected = "[[step, value], ...], steps rising" + (
+        ", shape a power, 'cosine' or ['sigmoid', a, b]" if shapes else ""
+    )
 
     def is_knot(knot: object) -> bool:
         if not isinstance(knot, list) or len(knot) not in (2, 2 + shapes):
             return False
-        shape = knot[2] if len(knot) == 3 else 1
-        return all(map(is_number, knot[:2])) and (shape == "cosine" or is_number(shape, 0) and shape != 0)
+        return all(map(is_number, knot[:2])) and (len(knot) == 2 or is_shape(knot[2]))
 
     good = isinstance(knots, list) and knots != [] and all(map(is_knot, knots))
     steps = [knot[0] for knot in knots] if isinstance(knots, list) and good else []
@@ -472,11 +548,12 @@ def hyperparameters(
         known = steps[step].row.exchanged(stages).hyperparameters
     except ValueError as error:
         raise RecipeError(f"{where}: {error}.") from None
-    check_keys(f"{where} with step '{step}'", table, ["step", *STAGE_KINDS, *known])
+    pairing = [] if inherited is None else ["couple"]  # two patterns' matrices may step together
+    check_keys(f"{where} with step '{step}'", table, ["step", *STAGE_KINDS, *pairing, *known])
     for name in inherited or ():
         if name not in known and (apart := [own for own in known if own.endswith(f"_{name}")]):
             raise RecipeError(f"{where}: is [matrix] {name} its {' or '.join(apart)}? Say it there.")
-    effective: dict = {"step": step} | stages
+    effective: dict = {"step": step} | stages | {key: table[key] for key in pairing if key in table}
     for name, keyword in known.items():
         value = said.get(name, keyword.default)
         if value is inspect.Parameter.empty:
@@ -505,19 +582,34 @@ def check_keys(where: str, table: dict, known: list[str]) -> None:
 
 
 def check_kinds(where: str, table: dict, like: dict) -> None:
-    """Raises RecipeError where a value is not of its default's kind (whole numbers may stand for floats)."""
+    """Raises RecipeError where a value is not of its default's kind (whole numbers may stand for floats) or
+    out of its range.
+    """
     for key, value in table.items():
-        kinds = {
-            bool: (bool,),
-            str: (str,),
-            float: (int, float),
-            int: (int, float),
-            list: (list,),
-            dict: (dict,),
-        }
-        expected = kinds.get(type(like.get(key)))
-        if expected and (not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,))):
-            raise RecipeError(f"{where} says {key} = {value!r}; expected a value such as {like[key]!r}.")
+        kind, default = type(like.get(key)), like.get(key)
+        low, high = RANGES.get(key, (0.0, math.inf))
+        numbers = [value]
+        if kind is list and isinstance(default, list) and default:
+            numbers = value if isinstance(value, list) and len(value) == len(default) else [None]
+        if kind in (float, int, list) and (kind is not list or default):
+            good = all(
+                isinstance(number, int | float) and not isinstance(number, bool)
+                and math.isfinite(number) and low <= number <= high
+                for number in numbers
+            )  # fmt: skip
+            span = f", {low:g} to {high:g}" if key in RANGES else ", 0 or above"
+        else:
+            good, span = like.get(key) is None or type(value) is kind, ""
+        if not good:
+            raise RecipeError(
+                f"{where} says {key} = {shown(value)}; expected a value such as {default!r}{span}."
+            )
+
+
+def shown(value: object) -> str:
+    """A value in a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def parse_change(change: str) -> dict:
@@ -526,9 +618,9 @@ def parse_change(change: str) -> dict:
     for text in (value, json.dumps(value)) if found else ():
         try:
             return tomllib.loads(f"{key} = {text}")
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError):
             continue
-    raise RecipeError(f"--set {change}: expected KEY=VALUE, such as matrix.lr=0.03.")
+    raise RecipeError(f"--set {shown(change)}: expected KEY=VALUE, such as matrix.lr=0.03.")
 
 
 def merge(table: dict, changes: dict) -> dict:
@@ -539,10 +631,14 @@ def merge(table: dict, changes: dict) -> dict:
 
 def parse_seeds(text: str) -> list[int]:
     """ "0-4" or "0,3" as a list. Raises RecipeError for anything else and for a seed named twice."""
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
-        raise RecipeError(f"--seeds {text}: expected seeds such as 0-4 or 0,3.")
-    ends = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
-    seeds = [seed for first, last in ends for seed in range(int(first), int(last) + 1)]
+    if not re.fullmatch(r"\d{1,18}(-\d{1,18})?(,\d{1,18}(-\d{1,18})?)*", text, re.ASCII):
+        raise RecipeError(f"--seeds {shown(text)[1:-1]}: expected seeds such as 0-4 or 0,3.")
+    ends = [(int(part.split("-")[0]), int(part.split("-")[-1])) for part in text.split(",")]
+    if (count := sum(max(last - first + 1, 0) for first, last in ends)) > MOST_SEEDS:
+        raise RecipeError(
+            f"--seeds {shown(text)[1:-1]}: {count:,} seeds; expected at most {MOST_SEEDS:,} in one log."
+        )
+    seeds = [seed for first, last in ends for seed in range(first, last + 1)]
     if not seeds or len(seeds) != len(set(seeds)):
         raise RecipeError(f"--seeds {text}: {'a seed stands twice' if seeds else 'no seed in it'}.")
     return seeds
