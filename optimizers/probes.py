@@ -18,7 +18,7 @@ def standard_normal(seed: Tensor, step: Tensor | int, draw: int, weight: Tensor)
     stream = hashed(hashed(hashed(seed & WORD) ^ (step & WORD)) ^ draw)
     m, n = weight.shape[-2:]
     entry = torch.arange(2 * m * n, device=weight.device).view(2, m, n)
-    radius, angle = (uniform(hashed(stream ^ hashed(part)), weight.dtype) for part in entry)
+    radius, angle = (unit_interval(hashed(stream ^ hashed(part)), weight.dtype) for part in entry)
     return (-2 * radius.log()).sqrt() * (2 * torch.pi * angle).cos()
 
 
@@ -29,6 +29,6 @@ def hashed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def uniform(x: Tensor, dtype: torch.dtype) -> Tensor:
+def unit_interval(x: Tensor, dtype: torch.dtype) -> Tensor:
     """32-bit words as numbers in (0, 1]."""
     return (x.to(dtype) + 0.5) * 2.0**-32

@@ -11,8 +11,9 @@ from optimizers.around.around import Around, around
 
 @around("mean_gradient")
 class MeanGradient(Around):
-    """Gradients of the mean over a batch's tokens in place of the sum (published result #33): an eps then
-    means another thing, and PSGD's factors start elsewhere.
+    """Gradients of the mean over a batch's tokens in place of the sum (published result #33).
+
+    An eps then means another thing, and PSGD's factors start elsewhere.
     """
 
     def __init__(
@@ -54,9 +55,8 @@ class InputNewton(Around):
         layers = {getattr(module, "weight", None): module for module in model.modules()}
         for _, p in self.pairs():
             if p.ndim != 2 or p not in layers:
-                raise ValueError(
-                    f"input_newton: expected weights of linear layers, found shape {tuple(p.shape)}"
-                )
+                found = f"input_newton over a parameter of shape {tuple(p.shape)}"
+                raise ValueError(f"{found}; expected weights of linear layers: params = ['mlp.*.weight']")
             self.inputs[p] = InputCovariance(layers[p], blocks=max(1, p.shape[1] // p.shape[0]))
 
     def before_gradient(self) -> None:
@@ -75,7 +75,7 @@ class InputNewton(Around):
                 identity = torch.eye(new.shape[-1], dtype=new.dtype, device=new.device)
                 C = state.setdefault("covariance", 0.001 * identity.expand_as(new).clone())
                 state["inverse"] = ridge_inverse(C.lerp_(new, group["weight"]), group["ridge"])
-            if "inverse" in state:
+            if "inverse" in state and p.grad is not None:
                 p.grad.copy_(times_runs(p.grad, state["inverse"]))
 
     def abandon(self) -> None:

@@ -9,7 +9,7 @@ from optimizers.norms import safe_norm
 from optimizers.probes import standard_normal
 from optimizers.stage import Scalar, State, buffer, stage
 
-DAMPING = 2.0**-23  # float32's eps, in any precision
+PROBE_DAMPING = 2.0**-23  # float32's eps, in any precision
 
 
 @stage("precondition")
@@ -37,12 +37,12 @@ def kron(
     Q0.mul_(balance)
     Q1.div_(balance)
     z, nu = (standard_normal(seed, t, draw, G) for draw in (0, 1))
-    A = Q0 @ (u + DAMPING * u.abs() * nu) @ Q1.mT
+    A = Q0 @ (u + PROBE_DAMPING * u.abs() * nu) @ Q1.mT
     B = torch.linalg.solve_triangular(Q0.mT, z, upper=False)
     B = torch.linalg.solve_triangular(Q1, B, upper=True, left=False)
-    size = safe_norm(B)
-    A = A * (1e3 * size / safe_norm(A).clamp(min=torch.finfo(A.dtype).tiny)).clamp(max=1)
-    largest = torch.maximum(size, safe_norm(A)).clamp(min=torch.finfo(A.dtype).tiny)
+    of_probe = safe_norm(B)
+    A = A * (1e3 * of_probe / safe_norm(A).clamp(min=torch.finfo(A.dtype).tiny)).clamp(max=1)
+    largest = torch.maximum(of_probe, safe_norm(A)).clamp(min=torch.finfo(A.dtype).tiny)
     A, B = A / largest, B / largest  # the factors' steps do not see a common scale
     for Q, AA, BB in ((Q0, A @ A.mT, B @ B.mT), (Q1, A.mT @ A, B.mT @ B)):
         Q.sub_(factor_lr / largest_eigenvalue(AA + BB) * ((AA - BB).triu() @ Q))

@@ -40,14 +40,18 @@ def decay(
     decay after the radius: #46. cautious: arXiv 2510.12402.
     """
     outward = 1.0 if radial_brake is None else radial_brake
-    braked = not is_off(1 - outward)
-    if braked or not (is_off(update_floor) and is_off(row_floor)):
+    braked, floored_whole, floored_by_row = (
+        not is_off(1 - outward),
+        not is_off(update_floor),
+        not is_off(row_floor),
+    )
+    if braked or floored_whole or floored_by_row:
         U, c = multiplied(U, c), 1.0
     if braked:
         U = radially_braked(U, W, outward)
-    if not is_off(update_floor):
+    if floored_whole:
         U = floored(U, W, update_floor)
-    if not is_off(row_floor):
+    if floored_by_row:
         U = floored(U, W, row_floor, -1)
     if decay_last:
         kept = decay_factor(W, U, lr, weight_decay, cautious)

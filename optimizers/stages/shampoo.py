@@ -69,5 +69,6 @@ def inverse_fourth_root(S: Tensor, eps: float) -> Tensor:
         power = torch.where(d > 0, d.clamp(min=torch.finfo(d.dtype).tiny) ** -0.25, 0.0)
     else:
         d, Q = torch.linalg.eigh(S + eps * torch.eye(S.shape[-1], dtype=S.dtype, device=S.device))
-        power = (d + (eps - d[..., :1]).clamp(min=0)) ** -0.25
+        least = d[..., :1]
+        power = torch.where(least < eps, d - least + eps, d) ** -0.25
     return (Q * power.unsqueeze(-2)) @ Q.mT
