@@ -18,7 +18,8 @@ def aurora() -> None:
     u as in muon;  U = sqrt(max(1, m/n)) balanced_polar(u);  W <- W (1 - lr wd) - lr U
 
     Wide matrices balance their columns; square ones take Muon's step. The options are muon's; result #17 is
-    contra=.4, update_floor=.35, lr=.0375, weight_decay=0.
+    contra=.4, update_floor=.35, lr=.0375, weight_decay=0. Result #30 balances wide matrices only:
+    balance="wide", iterations=3, beta=.25, norm="schatten4".
 
     leverage="gram": between two polar factors only row norms are needed, and leverage_scores has them for
     0.14 of a polar factor's time (3072 x 768, one core). Relative difference of the directions (of their

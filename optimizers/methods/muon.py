@@ -25,7 +25,8 @@ def muon() -> None:
     M <- M + (1 - mu)(G - M);  u = (1 - mu) G + mu M;  W <- W (1 - lr wd) - lr sqrt(max(1, m/n)) polar(u)
 
     Options of the records, off by default: contra (#11), neuron_beta2 (#10: .95; state neuron_variance),
-    update_floor (#9: .35), radial_brake (#29: .5), cautious weight decay. The blog's Muon is polar="quintic"
+    update_floor (#9: .35), radial_brake (#29: .5), norm="schatten4" (#20 on), temper (#38), row_floor and
+    cautious weight decay with decay_last (#46). The blog's Muon is polar="quintic"
     (5 steps). A zero gradient from the start leaves W to its weight decay.
     """
 
@@ -52,7 +53,7 @@ def soft_muon() -> None:
     blend, a schedulable hyperparameter: -1 is Contra-Muon, 0 Muon, 1 Soft-Muon, between them straight lines;
     a recipe takes it from -1 over 0 to 1 during training. S and P come of one run of 12 simple iterations
     from u / (its Schatten-4 norm), hence blend 0 is muon up to that iteration's convergence. soft_scale: see
-    soft_polar.
+    soft_polar; #20 itself is soft_scale="polar", norm="schatten4", neuron_beta2=.95, update_floor=.3825.
     """
 
 
