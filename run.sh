@@ -100,6 +100,7 @@ train() {
     local nodes
     nodes="$(rendezvous)"
     if [ "$nodes" = --standalone ] && [ "$processes" = 1 ]; then
+        unset RANK WORLD_SIZE LOCAL_RANK # of a launcher that is gone
         exec "$PY" "$trainer" "${arguments[@]}"
     fi
     # torchrun is a process group of its own, so that a signal reaches it once, from here; what it says of a run

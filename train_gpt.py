@@ -504,8 +504,8 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
 # Checkpoints: written whole or not at all, the last two kept
 
 # What a checkpoint holds: `model` and `optimizers` are their state_dict()s, `curve` the validations so far.
-CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "recipe": str, "seeds": str,
-              "data": dict, "model": dict, "optimizers": list}  # fmt: skip
+CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "track": dict, "recipe": str,
+              "seeds": str, "data": dict, "model": dict, "optimizers": list}  # fmt: skip
 
 
 def save_checkpoint(folder: Path, state: dict) -> Path:
@@ -620,16 +620,22 @@ def compiles(args: argparse.Namespace, track: Track) -> bool:
 
 def join_world() -> World:
     """The processes torchrun started, or this one alone without a process group."""
-    known = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | os.environ  # of torchrun, or alone
-    rank, size, local = (int(known[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if 8 % size:
+    keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")  # of torchrun, or alone
+    told = dict(zip(keys, ("0", "1", "0", "1"), strict=True)) | os.environ
+    values = [told[key].split(",")[0] for key in keys]  # "4,2" are the threads of nested regions
+    if not all(value.isdecimal() for value in values) or values[3] == "0":
+        raise RunError(f"{', '.join(keys)} are {', '.join(values)}; expected whole numbers, or unset them.")
+    rank, size, local, threads = map(int, values)
+    if size not in (1, 2, 4, 8):
         raise RunError(f"{size} processes do not divide 8; use 1, 2, 4 or 8 (--nproc, CUDA_VISIBLE_DEVICES).")
+    if size > 1 and "MASTER_ADDR" not in os.environ:
+        raise RunError(f"WORLD_SIZE is {size}, MASTER_ADDR is not set: unset both, or use --nproc {size}.")
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     else:  # more threads collapse when other work runs
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_num_threads(threads)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, device_id=device if cuda else None)
@@ -958,6 +964,8 @@ def run(
         differs = recipe.differences(checkpoint["recipe"]) or differs
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {differs}")
     seeds, track = parse_seeds(args.seeds), recipe.track
+    if args.checkpoint_every is not None and args.checkpoint_every < 1:
+        raise RunError(f"--checkpoint-every {args.checkpoint_every}: expected a number of steps above 0.")
     data = world.agreed(lambda: open_data(args.data, recipe))  # before anything is written
     facts = shard_facts([*(data[0][index] for index in sorted({shard for shard, _ in data[1]})), data[2]])
     if checkpoint and (told := fact_differences(checkpoint["data"], facts)):

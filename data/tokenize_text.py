@@ -4,10 +4,11 @@
                                  [--val-fraction F | --val-tokens N] [--processes N] PATH...
 
 PATH is a file or a folder, read recursively in name order: `.txt` (UTF-8; a file is a document), `.jsonl`
-(an object a line, its `text` field is a document) and `.parquet` (the rows of its `text` column). Each
-document is preceded by <|endoftext|> (50256) and is plain text otherwise: special tokens spelled out in it
-are not recognised. The tokens keep the order of the input, whatever the number of processes. The first of
-them are the validation shard, the rest the train shards: sorted text should be shuffled before.
+(an object a line, its `text` field is a document) and `.parquet` (the rows of its `text` column); null is
+no document. Each document is preceded by <|endoftext|> (50256) and is plain text otherwise: special tokens
+spelled out in it are not recognised. The tokens keep the order of the input, whatever the number of
+processes. The first of them are the validation shard, the rest the train shards: sorted text should be
+shuffled before.
 
 A large text file is read in chunks, cut between a word and the space or line end after it. GPT-2's tokenizer
 never joins these two, so the tokens are those of the whole file; only a stretch of over 16 million characters
@@ -19,7 +20,9 @@ import codecs
 import json
 import os
 import re
+import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,6 +41,9 @@ END_OF_TEXT = 50256
 CHUNK_BYTES = 1 << 20  # of a text file, and roughly of text in one task
 LONGEST_WORD = 1 << 24  # characters
 LAST_BORDER = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPED: list[int] = []  # signals that ask the command to end
 DEFAULT_DATA = Path(__file__).resolve().parent
 
 
@@ -79,13 +85,16 @@ def read_txt(path: Path) -> Iterator[Piece]:
 
 
 def read_jsonl(path: Path) -> Iterator[Piece]:
-    """The `text` fields of the lines. Raises TextError with the line that has none, or is no JSON."""
+    """The `text` fields of the lines, null as no text. Raises TextError with the line that has none, or is no
+    JSON.
+    """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                text = json.loads(line.decode("utf-8-sig"))["text"]
+                # Of numbers only their end matters; Python refuses whole ones of thousands of digits.
+                text = json.loads(line.decode("utf-8-sig"), parse_int=float)["text"]
             except UnicodeDecodeError as error:
                 offset = file.tell() - len(line) + error.start
                 raise TextError(
@@ -93,11 +102,13 @@ def read_jsonl(path: Path) -> Iterator[Piece]:
                 ) from error
             except json.JSONDecodeError as error:
                 raise TextError(f"{path}: line {number}: not JSON ({error})") from error
+            except RecursionError as error:
+                raise TextError(f"{path}: line {number}: nested too deep to be read") from error
             except (KeyError, TypeError, IndexError):
-                text = None
-            if not isinstance(text, str):
+                text = 0
+            if not isinstance(text, str | None):
                 raise TextError(f'{path}: line {number}: expected an object with a string field "text"')
-            yield Piece(text, True, len(line))
+            yield Piece(text or "", True, len(line))
 
 
 def read_parquet(path: Path) -> Iterator[Piece]:
@@ -107,11 +118,10 @@ def read_parquet(path: Path) -> Iterator[Piece]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if "text" not in schema.names or schema.field("text").type not in (
-                pyarrow.string(),
-                pyarrow.large_string(),
-            ):
+            schema, kinds = file.schema_arrow, pyarrow.types
+            kind = schema.field("text").type if schema.names.count("text") == 1 else pyarrow.null()
+            kind = kind.value_type if kinds.is_dictionary(kind) else kind
+            if not (kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)):
                 raise TextError(f"{path}: expected a string column text, found {', '.join(schema.names)}")
             size = path.stat().st_size / max(1, file.metadata.num_rows)
             for batch in file.iter_batches(columns=["text"], batch_size=1024):
@@ -178,6 +188,18 @@ def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
+def catch_signals() -> None:
+    """Stop between two batches: a pool that is interrupted anywhere may wait for itself for ever."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: STOPPED.append(number))
+
+
+def leave_signals() -> None:
+    """In a worker: what stops the command reaches it through the pool."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def encode_files(files: list[Path], processes: int) -> Iterator[np.ndarray]:
     """The tokens of all files in order, in arrays of about a quarter million, with progress on stderr.
 
@@ -191,10 +213,12 @@ def encode_files(files: list[Path], processes: int) -> Iterator[np.ndarray]:
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
-    with progress, ProcessPoolExecutor(processes) as pool:
+    with progress, ProcessPoolExecutor(processes, initializer=leave_signals) as pool:
         waiting: deque[tuple[Future[np.ndarray], int]] = deque()
         try:
             while True:
+                if STOPPED:
+                    raise KeyboardInterrupt
                 while len(waiting) < 4 * processes and (batch := next(work, None)):
                     waiting.append((pool.submit(encode, batch), sum(piece.size for piece in batch)))
                 if not waiting:
@@ -222,20 +246,25 @@ def tokenize_text(
     all text has been read, so that bad input leaves none; until then the tokens wait in a temporary file.
     Raises TextError for bad input, and for a folder that has shards already.
     """
+    if not NAME.fullmatch(name):
+        raise TextError(f"name {name!r}: expected letters, digits, '_', '-', '.', at most 100, no path")
+    if val_tokens is None and not 0 < val_fraction < 1:
+        raise TextError(f"val_fraction {val_fraction}: expected a part of the text, between 0 and 1")
     folder = Path(folder)
     files = find_files(Path(path) for path in paths)
     if there := sorted(folder.glob("*.bin")):
         raise TextError(
             f"{folder}: already has shards ({there[0].name}, ...): give another --out or remove them"
         )
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    spool = folder / f".{name}.{os.getpid()}.tmp"
     written = []
     try:
-        with open(spool, "wb") as file:
-            for tokens in encode_files(files, processes):
-                file.write(tokens.data)
-        total = spool.stat().st_size // 2
+        spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it has no name that could stay behind)
+        for tokens in encode_files(files, processes):
+            spool.write(tokens.data)
+        spool.flush()
+        total = spool.tell() // 2
         first_train = round(val_fraction * total) if val_tokens is None else val_tokens
         if not 0 < first_train < total:
             raise TextError(
@@ -252,9 +281,9 @@ def tokenize_text(
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
+        if made:
+            folder.rmdir()
         raise
-    finally:
-        spool.unlink(missing_ok=True)
     return written
 
 
@@ -276,8 +305,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     option("--processes", type=int, default=os.cpu_count(), metavar="N", help="(default: one a core)")
     options = parser.parse_args(arguments)
-    if options.shard_tokens < 1 or options.processes < 1:
-        parser.error("--shard-tokens and --processes must be at least 1")
+    if not 1 <= options.shard_tokens < 2**31 or not 1 <= options.processes <= 1024:
+        parser.error("--shard-tokens must be from 1 to 2^31 - 1, --processes from 1 to 1024")
     folder = options.out or DEFAULT_DATA / options.name / "fineweb10B"
     try:
         shards = tokenize_text(
@@ -303,4 +332,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    catch_signals()
     sys.exit(main())

@@ -23,5 +23,6 @@ from optimizers.methods import (  # noqa: F401 (each registers itself)
     soap_family,
 )
 from optimizers.stage import STAGES, STEPS
+from optimizers.stages import maxent  # noqa: F401
 
 __all__ = ["AROUND", "STAGES", "STEPS", "MatrixOptimizer"]

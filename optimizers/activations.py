@@ -14,19 +14,25 @@ class InputCovariance:
     layer: its `weight` is [outputs, blocks * d]; the inputs are cut into `blocks` runs of d neighbours, each
         with a matrix of its own.
     every: of the rows of a forward pass (batch and time flattened) the first counts, and every so many on.
+    fed_by: the module whose output the inputs are, where the layer is not called as a module.
     Adds up in the weight's precision. A forward pass that nobody asked for costs one look at a flag, and one
     more graph where the layer is compiled; make this before the first pass, because compiled layers see no
     hook that comes later.
     """
 
-    def __init__(self, layer: nn.Module, blocks: int = 1, every: int = 1) -> None:
+    def __init__(
+        self, layer: nn.Module, blocks: int = 1, every: int = 1, fed_by: nn.Module | None = None
+    ) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
         d = weight.shape[1] // blocks
         self.every, self.collecting = every, False
         self.total = weight.new_zeros((blocks, d, d), requires_grad=False)
         self.rows = weight.new_zeros((), requires_grad=False)
-        layer.register_forward_pre_hook(self.add)
+        if fed_by is None:
+            layer.register_forward_pre_hook(self.add)
+        else:
+            fed_by.register_forward_hook(lambda module, inputs, output: self.add(layer, (output,)))
 
     @torch.no_grad()
     def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -87,7 +87,8 @@ class Hyperparameter:
         if kind not in self.kinds:
             raise TypeError(f"{where}: {self.name} is {value!r}; expected {self.expected}")
         low, high = self.bounds
-        if value not in self.choices if self.choices else kind in (int, float) and not low <= value <= high:
+        inside = value in self.choices or not self.choices
+        if not inside or (isinstance(value, int | float) and not low <= value <= high):
             raise ValueError(f"{where}: {self.name} is {value!r}; expected {self.expected}")
 
     @functools.cached_property

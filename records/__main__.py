@@ -1,9 +1,12 @@
 """python -m records COMMAND ...: judge logs, compare entries, submit one."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
+from typing import BinaryIO, TextIO
 
 from records import RecordError
 
@@ -31,6 +34,42 @@ def main(argv: list[str] | None = None) -> int:
         else:
             subparsers.add_parser(name, help=told)
     args = parser.parse_args(argv)
+    try:
+        with contextlib.redirect_stdout(Screen(sys.stdout)), contextlib.redirect_stderr(Screen(sys.stderr)):
+            return run(args)
+    except KeyboardInterrupt:
+        print(f"records {args.command}: interrupted, nothing was changed", file=sys.stderr)
+        return 130
+
+
+class Screen(io.TextIOBase):
+    """Where the commands print: strangers' names and lines reach it, what could steer a terminal does not.
+
+    `buffer` takes bytes as they are.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self.stream.buffer
+
+    def write(self, text: str) -> int:
+        return self.stream.write("".join(c if c.isprintable() or c in "\n\t" else "?" for c in text))
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command's exit code; what is wrong with the input is told in one line."""
     try:
         return args.func(args)
     except (RecordError, OSError) as error:

@@ -96,7 +96,7 @@ def test_the_extrapolations_absolute_damping_counts_for_small_steps():
 def test_the_heads_gradient_is_result_2600s():
     golden, shape = np.load(GOLDEN / "open_output_kfac.npz"), (40, 16)
     layer = nn.Linear(16, 40).double()
-    kfac = HeadKFAC([layer.weight], start=1, apply=2, stop=99, every=2, row_step=1)
+    kfac = HeadKFAC([layer.weight], start=1, apply=2, stop=99, every=2, row_step=1, fed_by="")
     kfac.attach(layer, {})
     for t in range(1, 9):
         ramp = min(max((t - 1 - 2) / 3, 0), 1)

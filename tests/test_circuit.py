@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizers.norms import inner, safe_norm
-from optimizers.stages.circuit import DAMPING, by_head, circuit
+from optimizers.stages.circuit import CIRCUIT_DAMPING, by_head, circuit
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -47,7 +47,7 @@ def test_both_matrices_of_a_head_grow_alike(seed, scale):
     v, o, u_v, u_o = (by_head(X, 4) for X in (V, O.mT, U_V, U_O.mT))
     apart = inner(v, u_v) - inner(o, u_o)
     whole = safe_norm(v) * safe_norm(u_v) + safe_norm(o) * safe_norm(u_o)
-    left = 8 * DAMPING / (safe_norm(v).square() + safe_norm(o).square())
+    left = 8 * CIRCUIT_DAMPING / (safe_norm(v).square() + safe_norm(o).square())
     assert (apart.abs() <= left * whole * 2 + 1e-12).all()
 
 

@@ -37,3 +37,12 @@ def test_half_a_script_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixt
     log = write(tmp_path / "a.txt", log_text(run_text(), script=f"import os\nx = '{'x' * 100_000}'\n"))
     assert main(["extract", str(log)]) == 2
     assert "line 2 of the script is longer than 65536 bytes" in capsys.readouterr().err
+
+
+def test_a_log_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    log = write(tmp_path / "a.txt", log_text(run_text()))
+    for name in ("a.txt", "b.log"):
+        (tmp_path / "b.log").write_text("precious")
+        assert main(["extract", str(log), "-o", str(tmp_path / name)]) == 2
+        assert "name another file with -o" in capsys.readouterr().err
+    assert log.read_text() == log_text(run_text()) and (tmp_path / "b.log").read_text() == "precious"

@@ -1,3 +1,4 @@
+import gzip
 import json
 import random
 import re
@@ -224,6 +225,28 @@ def test_a_file_that_is_no_log_has_no_run_and_a_complaint(tmp_path: Path) -> Non
         log = read_log(write(tmp_path / "a.txt", content))
         assert log.runs == ()
         assert any("no validation line" in problem for problem in log.problems)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
+    log = read_log(write(tmp_path / "a.txt", log_text(run_text()).encode(encoding)))
+    assert log.runs == () and "the file is UTF-16, not UTF-8" in log.problems[0]
+
+
+def test_a_packed_log_reads_as_the_log(tmp_path: Path) -> None:
+    text = log_text(run_text(), run_text()).encode()
+    plain = read_entry(write(tmp_path / "plain" / "a.txt", text))
+    for name in ("a.txt.gz", "a.log.gz"):
+        packed = read_entry(write(tmp_path / name, gzip.compress(text)))
+        assert packed.name == "a" and packed.logs[0].script == plain.logs[0].script
+        assert [run.curve for run in packed.runs] == [run.curve for run in plain.runs]
+    assert len(read_entry(tmp_path).logs) == 2
+
+
+def test_a_packed_log_that_is_cut_is_told(tmp_path: Path) -> None:
+    log = write(tmp_path / "a.txt.gz", gzip.compress(log_text(run_text()).encode())[:-30])
+    with pytest.raises(LogError, match=r"a\.txt\.gz: a damaged \.gz"):
+        read_log(log)
 
 
 @settings(max_examples=150, deadline=None)

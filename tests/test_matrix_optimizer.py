@@ -3,14 +3,17 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from optimizers import STEPS, MatrixOptimizer
+from optimizers.matrix_optimizer import state_shapes
 from optimizers.stages.circuit import circuit
 
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (3, 10, 4), (6, 6), (4, 10)]
@@ -272,6 +275,99 @@ def test_a_required_hyperparameter_must_be_given():
         MatrixOptimizer(parameters(), step=step, lr=0.1)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 3, 3, 3),
+        (8, 4, 1, 1),
+        (64, 32, 3),
+        (16, 1, 4),
+        (5, 1, 1),
+        (7, 1, 9),
+        (768, 3, 16, 16),
+        (4, 2, 3, 3, 3),
+    ],
+)
+def test_kernels_and_scales_are_no_stacks_of_matrices(shape):
+    with pytest.raises(ValueError, match=f"parameter 0 of shape {re.escape(str(shape))}.*flatten=True"):
+        MatrixOptimizer([torch.zeros(shape)], step="muon")
+    with pytest.raises(ValueError, match=r"kernel\.weight of shape"):
+        MatrixOptimizer([("kernel.weight", torch.zeros(shape))], step="muon")
+    MatrixOptimizer([torch.zeros(shape)], step="muon", flatten=False)
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 4), (8, 64, 16), (2, 3, 20, 4), (6, 6)])
+def test_stacks_of_matrices_need_no_word(shape):
+    MatrixOptimizer([torch.zeros(shape)], step="muon")
+
+
+def test_a_flattened_kernel_is_stepped_as_one_matrix():
+    kernel, linear = parameters([(6, 3, 2, 2), (4, 4)])
+    expected, state = kernel.detach().clone().flatten(1), {}
+    groups = [{"params": [kernel], "flatten": True}, {"params": [linear]}]
+    optimizer = MatrixOptimizer(groups, step="normuon", lr=0.1)
+    for t in range(2):
+        set_gradients([kernel, linear], t)
+        STEPS["normuon"](expected, kernel.grad.flatten(1), state, lr=0.1)
+        optimizer.step()
+    torch.testing.assert_close(kernel.detach().flatten(1), expected)
+    assert optimizer.state[kernel]["momentum"].shape == (6, 12)
+    other = MatrixOptimizer([{"params": [kernel], "flatten": True}, {"params": [linear]}], step="normuon")
+    other.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(other.state[kernel]["momentum"], state["momentum"])
+
+
+def test_a_kernel_that_cannot_be_seen_as_a_matrix_is_refused():
+    kernel = torch.zeros(6, 3, 2, 2).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="channels_last"):
+        MatrixOptimizer([kernel], step="muon", flatten=True)
+
+
+def test_a_replicated_dtensor_is_stepped_and_a_cut_one_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        (plain,) = parameters([(6, 4)])
+        whole, cut = (
+            nn.Parameter(distribute_tensor(plain.detach().clone(), mesh, [place]))
+            for place in (Replicate(), Shard(0))
+        )
+        with pytest.raises(TypeError, match="DTensor cut over ranks"):
+            MatrixOptimizer([cut], step="muon")
+        set_gradients([plain], 0)
+        whole.grad = distribute_tensor(plain.grad, mesh, [Replicate()])
+        for param in (plain, whole):
+            MatrixOptimizer([param], step="muon").step()
+        torch.testing.assert_close(whole.to_local(), plain)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16])
+def test_weights_converted_after_construction_are_named_at_the_step(convert, steps_before):
+    model = nn.Linear(4, 6, bias=False)
+    optimizer = MatrixOptimizer(model.named_parameters(), step="muon")
+    for t in range(steps_before):
+        train(optimizer, [model.weight], [t])
+    convert(model)
+    model.weight.grad = torch.ones_like(model.weight)
+    with pytest.raises(
+        TypeError, match=r"expected .*float32.* found .*weight|expected weight to stay \(6, 4\)"
+    ):
+        optimizer.step()
+
+
+def test_weights_of_another_precision_after_a_step_are_named():
+    model = nn.Linear(4, 6, bias=False)
+    optimizer = MatrixOptimizer(model.parameters(), step="muon")
+    train(optimizer, [model.weight], [0])
+    model.double()
+    set_gradients([model.weight], 1)
+    with pytest.raises(TypeError, match=r"parameter 0 to stay \(6, 4\), torch.float32.*found.*float64"):
+        optimizer.step()
+
+
 # -------------------------------------------------------------------------------------------------
 # State
 
@@ -326,6 +422,51 @@ def test_refuses_the_state_of_another_optimizer_and_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("momentum"), "found {"),
+        (lambda state: state.update(momentum=torch.zeros(4, 4)), r"\(6, 8\).*found.*\(4, 4\)"),
+        (lambda state: state.update(momentum=3.0), "found float"),
+    ],
+)
+def test_state_of_another_shape_is_refused_at_load(change, told):
+    (param,) = parameters([(6, 8)])
+    optimizer = MatrixOptimizer([("w", param)], step="muon")
+    train(optimizer, [param], [0])
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved["state"][0])
+    with pytest.raises(ValueError, match=f"state of w, of shape .*{told}"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_every_steps_state_is_known_without_data(name):
+    """Its own state loads; a stranger's is told at once."""
+    params = parameters([(6, 8), (3, 10, 4)])
+    optimizer = MatrixOptimizer(params, step=name, lr=0.01)
+    train(optimizer, params, [0])
+    for param in params:
+        kept = {key: tuple(tensor.shape) for key, tensor in optimizer.state[param].items()}
+        assert state_shapes(param, optimizer.param_groups[0]) == kept
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.optim.SGD([torch.zeros(2, 2)]).state_dict(),
+        {},
+        [],
+        {"state": {}, "param_groups": {}},
+        {"state": {0: 1}, "param_groups": []},
+        {"state": {}, "param_groups": [{"step": "muon"}]},
+    ],
+)
+def test_what_is_no_state_of_this_optimizer_is_refused(state):
+    with pytest.raises(ValueError, match="expected a state_dict of MatrixOptimizer"):
+        MatrixOptimizer(parameters([(2, 2)]), step="muon").load_state_dict(state)
+
+
+@pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))]
 )
 def test_copied_optimizer_steps_on_its_own(duplicate):
@@ -341,6 +482,18 @@ def test_copied_optimizer_steps_on_its_own(duplicate):
 
 # -------------------------------------------------------------------------------------------------
 # Compiling
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_step_may_stand_in_compiled_code_from_the_first_on():
+    (param,), (eager,) = parameters([(6, 6)]), parameters([(6, 6)])
+    optimizer = MatrixOptimizer([param], step="muon")
+    step = torch.compile(optimizer.step, backend="eager")
+    for t in range(2):
+        set_gradients([param], t)
+        step()
+    train(MatrixOptimizer([eager], step="muon"), [eager], range(2))
+    assert torch.equal(param, eager)
 
 
 def test_a_schedule_does_not_recompile():
@@ -373,6 +526,8 @@ def on_ranks(rank, folder):
         store = f"file://{folder}/store{world}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
         results = {"missing": missing_gradients(rank)}
+        if world == 4:
+            results |= {"pair": in_pairs(rank), "refusals": refusals(rank)}
         for reduces in (True, False):
             params = parameters([*SHAPES, *PAIRS])
             optimizer = group_optimizer(params, reduce_gradients=reduces)
@@ -403,6 +558,35 @@ def missing_gradients(rank):
         params[0].grad = None
     MatrixOptimizer(params, step="adamw", lr=0.1, eps=1.0).step()
     return [param.detach() for param in params]
+
+
+def in_pairs(rank):
+    """Three steps and the state of two models, one on ranks 0 and 1, one on ranks 2 and 3."""
+    pair = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
+    params = parameters([*SHAPES, *PAIRS], seed=rank // 2)
+    optimizer = group_optimizer(params, process_group=pair)
+    train(optimizer, params, range(3), rank % 2, 2)
+    return {"weights": [param.detach() for param in params], "state": optimizer.state_dict()["state"]}
+
+
+def refusals(rank):
+    """What ranks are told that hold other parameters, or a group that is not theirs."""
+    told = []
+    others = dist.new_group([0, 1])
+    shapes, seed = [(6, 6), (4, 6)], rank // 2
+    for params, group in (
+        (parameters(shapes[: 1 + rank % 2]), None),
+        (parameters(shapes, seed=seed), None),
+        (parameters(shapes), others if rank > 1 else None),
+    ):
+        if group is None and told[1:]:
+            continue
+        set_gradients(params, 0)
+        try:
+            MatrixOptimizer(params, step="muon", process_group=group).step()
+        except RuntimeError as error:
+            told.append(str(error))
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -477,3 +661,30 @@ def test_a_missing_gradient_counts_as_zero_unless_no_rank_has_one(ranks, world):
     for results in ranks[world]:
         assert largest_difference(results["missing"], params) < 1e-12
         assert torch.equal(results["missing"][1], before)
+
+
+def test_two_models_on_two_pairs_of_ranks_train_apart(ranks):
+    for rank, results in enumerate(ranks[4]):
+        params = parameters([*SHAPES, *PAIRS], seed=rank // 2)
+        optimizer = group_optimizer(params)
+        train(optimizer, params, range(3))
+        assert largest_difference(results["pair"]["weights"], params) < 1e-12
+        torch.testing.assert_close(results["pair"]["state"], optimizer.state_dict()["state"])
+
+
+def test_ranks_with_other_parameters_are_told_at_the_first_step(ranks):
+    for rank, results in enumerate(ranks[4]):
+        shapes, values, *group = results["refusals"]
+        assert "those of ranks [1, 3] differ" in shapes and "those of ranks [2, 3] differ" in values
+        assert not group if rank < 2 else "a process group that holds this rank" in group[0]
+
+
+def test_a_process_group_is_not_copied():
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        optimizer = MatrixOptimizer(parameters(), step="muon", process_group=dist.group.WORLD)
+        with pytest.raises(TypeError, match="without process_group"):
+            copy.deepcopy(optimizer)
+    finally:
+        dist.destroy_process_group()

@@ -1,9 +1,12 @@
 """Recipes: what is said, what is filled in, what is refused."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optimizers import STEPS
 from records.run.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
@@ -143,3 +146,112 @@ def test_a_lookahead_lasts_to_the_end_unless_told():
     recipe = parse('[matrix]\nstep = "muon"\n[lookahead]\nstart = 20')
     assert recipe.lookahead == {"decay": 0.99, "strength": 0.6, "start": 20, "stop": 100}
     assert parse('[matrix]\nstep = "muon"').lookahead == {}
+
+
+# -- what a stranger may write
+
+PLAIN = '[matrix]\nstep = "muon"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[aux]\nbetas = [0.9]", "betas = [0.9]; expected a value such as [0.8, 0.95]"),
+        ("[aux]\nbetas = [0.9, 1.0]", "betas = [0.9, 1.0]"),
+        ("[aux]\nembed_lr = -0.1", "embed_lr = -0.1"),
+        ("[aux]\neps = nan", "eps = nan"),
+        ("[aux]\nhead_lr = inf", "head_lr = inf"),
+        ("[aux]\nweight_decay = true", "weight_decay = True"),
+        ('[init]\n"mlp.fc" = "big"', "std = 'big'"),
+        ('[init]\n"mlp.fc" = -0.1', "std = -0.1"),
+        ('[init]\n"mlp.fc" = nan', "std = nan"),
+        ("[schedule]\ncooldown_power = -1", "cooldown_power = -1"),
+        ("[schedule]\ncooldown_power = 0", "cooldown_power = 0"),
+        ("[schedule]\nwarmup_steps = -3", "warmup_steps = -3"),
+        ("[schedule]\nfloor = 2.0", "floor = 2.0"),
+        ("[schedule]\nmatrix = 3", "matrix = 3"),
+        ('[schedule.matrix]\nmomentum = [[0, "a"]]', "expected points"),
+        ("[schedule.matrix]\nmomentum = 0.5", "expected points"),
+        ("[lookahead]\nstrength = -1.0", "strength = -1.0"),
+        ("[lookahead]\ndecay = 1.0", "decay = 1.0"),
+        ("[lookahead]\nstart = 5\nstop = 5", "start = 5 and stop = 5; expected start below stop"),
+    ],
+)
+def test_nonsense_is_refused_with_key_and_value(text, told):
+    with pytest.raises(RecipeError) as refused:
+        parse(PLAIN + text)
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("name", '"a/../../escaped"', "name 'a/../../escaped': expected letters"),
+        ("name", '""', "name '': expected"),
+        ("name", '".."', "name '..': expected"),
+        ("name", '"a\\u001b[31m"', r"name 'a\x1b[31m'"),
+        ("name", '"' + "a" * 101 + '"', "at most 100"),
+        ("name", "5", "name 5: expected"),
+        ("description", "2020-01-01", "expected a value such as ''"),
+        ("base", "[]", "base = []"),
+        ("published", '"36"', "published = '36'"),
+        ("train_steps", "1000000000", "at most 999,999,999"),
+        ("train_steps", "5.0", "train_steps = 5.0"),
+    ],
+)
+def test_what_names_and_describes_a_recipe_is_checked(key, value, told):
+    with pytest.raises(RecipeError) as refused:
+        parse(PLAIN, f"{key}={value}")
+    assert told in str(refused.value)
+
+
+def test_a_file_name_that_is_no_name_says_where_else_to_name_it(tmp_path):
+    file = tmp_path / "my recipe.toml"
+    file.write_text('track = "nano"\ntrain_steps = 5\n[matrix]\nstep = "muon"\n')
+    with pytest.raises(RecipeError, match="name 'my recipe'.*say name = "):
+        read_recipe(file, TRACKS, STEPS)
+    assert read_recipe(file, TRACKS, STEPS, ["name=mine"]).name == "mine"
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b'description = "\xff"')
+    with pytest.raises(RecipeError, match=r"a\.toml is not UTF-8: byte 15"):
+        read_recipe(tmp_path / "a.toml", TRACKS, STEPS)
+
+
+@pytest.mark.parametrize("text", ["a=" + "[" * 5000, "a." * 5000 + "b = 1", "= = =", "\0", "a = 1e"])
+def test_what_is_no_toml_is_one_line(text):
+    with pytest.raises(RecipeError):
+        parse_recipe(text, "made", TRACKS, STEPS)
+
+
+@given(st.text())
+def test_the_effective_recipe_says_any_description(description):
+    recipe = parse(PLAIN)
+    toml = dataclasses.replace(recipe, facts={"description": description}).toml()
+    assert toml.isascii() and tomllib.loads(toml)["description"] == description
+
+
+@given(st.text(max_size=40))
+def test_any_change_is_taken_or_refused_in_one_line(change):
+    for text in (change, f"matrix.lr={change}", f"name={change}"):
+        try:
+            parse(PLAIN, text)
+        except RecipeError as error:
+            assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("seeds", ["0-99999999", "0-1000", "9" * 30, "0-" + "9" * 5000])
+def test_too_many_seeds_are_refused(seeds):
+    with pytest.raises(RecipeError, match="--seeds"):
+        parse_seeds(seeds)
+
+
+@pytest.mark.parametrize(
+    "case", sorted((RECORDS.parents[1] / "shared" / "cases").glob("recipe_*.toml")) or [None]
+)
+def test_the_known_cases_are_refused(case):
+    if case is None:
+        pytest.skip("../shared/cases is not there")
+    with pytest.raises(RecipeError):
+        read_recipe(case, TRACKS, STEPS)

@@ -3,6 +3,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+from log_text import log_text, run_text, write
 
 from records.__main__ import main
 from records.judge.logs import read_entry
@@ -206,3 +207,10 @@ def test_a_click_on_a_heading_sorts(opened):
     assert rows(opened).index("fast") < rows(opened).index("slow")
     heading.click()
     wait.until(lambda b: rows(b)[0] == "misses")
+
+
+def test_a_log_is_never_written_over(tmp_path, capsys):
+    log = write(tmp_path / "a.txt", log_text(run_text()))
+    assert main(["report", str(log), "-o", str(log)]) == 2
+    assert "is no .html file" in capsys.readouterr().err
+    assert log.read_text() == log_text(run_text()) and len(list(tmp_path.iterdir())) == 1

@@ -171,3 +171,13 @@ def test_the_command_says_what_is_wrong_and_fails(tmp_path, recipe, capsys):
     assert "significance" in capsys.readouterr().err
     assert main(["submit", "../a", "--recipe", str(recipe), str(log)]) == 2
     assert "is no name" in capsys.readouterr().err
+
+
+def test_a_run_counts_once(submitted, tmp_path, records):
+    home, entry, logs = submitted
+    twin = tmp_path / "twin.txt"
+    twin.write_bytes(logs[0].read_bytes())
+    told = refused(records, "a", str(home / "r.toml"), [logs[0], twin])
+    assert "twin.txt and" in told and "hold the same run" in told
+    with pytest.raises(EntryError, match=f"twin.txt and {entry / 'a.txt'} hold the same run"):
+        submit("again", str(home / "r.toml"), [twin], records=home / "records")

@@ -146,3 +146,32 @@ def test_records_do_not_import_torch(entry: Path) -> None:
         f"main(['compare', {str(entry)!r}, {str(entry)!r}]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "0", "low"])
+def test_a_target_is_a_number_above_zero(tmp_path, capsys, number):
+    log = write(tmp_path / "a.txt", log_text(run_text()))
+    for command in (["summarize", str(log)], ["compare", str(log), str(log)]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, f"--target={number}"])
+        assert stopped.value.code == 2
+        assert f"expected a number above 0, found '{number}'" in capsys.readouterr().err
+
+
+def test_what_could_steer_a_terminal_does_not_reach_it(tmp_path, capsys):
+    name = "a\x1b[31m\x9b\udce4.txt"
+    write(tmp_path / name, log_text(run_text()) + "step:1/400 val_loss:\x1b[31mbroken\n")
+    assert main(["summarize", str(tmp_path / name)]) == 0
+    told = capsys.readouterr().out
+    assert "a?[31m??.txt" in told and not set(told) & {"\x1b", "\x9b"}
+    assert main(["summarize", str(tmp_path / "\x1b[2Jgone.txt")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("records.judge.summarize.read_entry", interrupted)
+    assert main(["summarize", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "records summarize: interrupted, nothing was changed\n"

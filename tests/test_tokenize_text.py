@@ -1,6 +1,11 @@
 """Own text as shards: the tokens are GPT-2's for each document, and bad input leaves nothing."""
 
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,8 @@ from hypothesis import strategies as st
 from data import tokenize_text as own
 from data.shards import list_shards, read_shard
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +188,62 @@ def test_without_vocabulary_and_network_the_remedy_is_told(tmp_path, monkeypatch
     own.gpt2_encoding.cache_clear()
     with pytest.raises(own.TextError, match="no route to host.*TIKTOKEN_CACHE_DIR"):
         own.tokenize_text([tmp_path / "a.txt"], tmp_path / "out", "a")
+
+
+def test_numbers_of_any_length_beside_the_text_do_not_matter(gpt2, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "some words", "n": ' + "9" * 10_000 + "}\n")
+    own.tokenize_text([tmp_path / "a.jsonl"], tmp_path / "out", "a", val_tokens=1)
+    assert len(all_tokens(tmp_path / "out")) == 3
+
+
+def test_null_is_left_out_of_jsonl_as_of_parquet(gpt2, tmp_path):
+    rows = ["some words", None, "more"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+    for kind in ("jsonl", "parquet"):
+        own.tokenize_text([tmp_path / f"a.{kind}"], tmp_path / kind, "a", val_tokens=1)
+    assert all_tokens(tmp_path / "jsonl") == all_tokens(tmp_path / "parquet")
+
+
+@pytest.mark.parametrize(
+    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(),
+             pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
+)  # fmt: skip
+def test_every_kind_of_string_column_is_read(gpt2, tmp_path, kind):
+    texts = ["some words", "more", "some words"]
+    column = pyarrow.array(texts).dictionary_encode() if pyarrow.types.is_dictionary(kind) else texts
+    table = pyarrow.table({"text": pyarrow.array(column, kind) if column is texts else column})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [piece.text for piece in own.read_parquet(tmp_path / "a.parquet")] == texts
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "", "a b", "\x1b[31m", "a" * 101])
+def test_a_name_is_no_path(gpt2, tmp_path, name):
+    (tmp_path / "a.txt").write_text("some words")
+    with pytest.raises(own.TextError, match="expected letters"):
+        own.tokenize_text([tmp_path / "a.txt"], tmp_path / "out", name, val_tokens=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fraction", [math.nan, 0.0, 1.0, -1.0, math.inf])
+def test_validation_is_a_part(gpt2, tmp_path, fraction):
+    (tmp_path / "a.txt").write_text("some words")
+    with pytest.raises(own.TextError, match="between 0 and 1"):
+        own.tokenize_text([tmp_path / "a.txt"], tmp_path / "out", "a", val_fraction=fraction)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_no_process_and_no_file(gpt2, tmp_path, number):
+    text, out = tmp_path / "a.txt", tmp_path / "out"
+    text.write_text("".join(f"some words of text, number {i}\n" for i in range(1_000_000)))
+    command = [sys.executable, "-m", "data.tokenize_text", str(text), "--out", str(out), "--processes", "2"]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    deadline = time.time() + 60
+    while len(found := workers.read_text().split()) < 2:
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    run.send_signal(number)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and "interrupted: no shard was written" in told and "Traceback" not in told
+    assert not out.exists() and not any(Path(f"/proc/{worker}").exists() for worker in found)

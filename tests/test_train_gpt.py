@@ -500,6 +500,21 @@ def test_the_look_ahead_may_follow_the_embeddings_rate_of_the_step_before():
     assert strengths == pytest.approx({1: 0, 2: 0.4, 51: 0.4, 76: 0.2})
 
 
+@pytest.mark.parametrize("micro_batch", [8, 2])
+def test_kfac_sees_what_the_head_reads(micro_batch):
+    table = 'params = ["proj.weight"]\nstart = 0\napply = 9\nstop = 99\nrow_step = 4'
+    made = train_gpt.load_recipe("muon", [f"around.head_kfac.{line}" for line in table.splitlines()])
+    model, read = GPT(256, 2, 64, 32, 128), []
+    optimizers = train_gpt.build_optimizers(model, made)
+    model.norm2.register_forward_hook(lambda module, inputs, output: read.append(output.detach()))
+    batch = tuple(torch.arange(8 * 16).view(8, 16) % 251 + shift for shift in (0, 1))
+    train_gpt.set_learning_rates(optimizers, made, 0)
+    train_gpt.compute_gradients(model, optimizers, batch, micro_batch, ALONE)
+    train_gpt.apply_update(optimizers)
+    X = torch.cat(read).flatten(0, 1)[::4]
+    torch.testing.assert_close(optimizers[-1].state[model.proj.weight]["fast"], X.mT @ X / len(X))
+
+
 def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_path, surrounded):
     recipe = train_gpt.load_recipe(surrounded)
     model = GPT(256, 2, 64, 32, 128)
@@ -699,6 +714,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint(small_track, t
         (("--set", "matrix.lr=fast"), "lr = 'fast'"),
         (("--set", "matrix.lr"), "expected KEY=VALUE"),
         (("--steps", "0"), "train_steps = 0"),
+        (("--checkpoint-every", "-1"), "--checkpoint-every -1: expected a number of steps above 0"),
+        (("--seeds", "0-99999999"), "expected at most 1,000"),
+        (("--steps", "1000000000"), "at most 999,999,999"),
+        (("--set", "name=a/../../escaped"), "expected letters"),
+        (("--set", "matrix.polar=foo"), "polar = 'foo'"),
         (("--steps", "5000"), "Fetch more data, or train with --steps 58"),
         (("--steps", "9", "--micro-batch", "3"), "does not divide the 8 rows"),
         (("--seeds", "1-"), "--seeds 1-"),
@@ -728,6 +748,28 @@ def test_an_unwritable_log_folder(small_track, tmp_path):
 def test_a_world_that_does_not_divide_eight(small_track, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "3 processes do not divide 8" in refusal("--steps", "9", out=tmp_path / "logs", data=small_track)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("WORLD_SIZE", "2", "MASTER_ADDR is not set"),
+        ("WORLD_SIZE", "0", "0 processes do not divide 8"),
+        ("WORLD_SIZE", "two", "expected whole numbers"),
+        ("OMP_NUM_THREADS", "0", "expected whole numbers"),
+        ("OMP_NUM_THREADS", "-1", "expected whole numbers"),
+    ],
+)
+def test_a_stale_environment_is_named(small_track, tmp_path, monkeypatch, variable, value, told):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv(variable, value)
+    assert told in refusal("--steps", "9", out=tmp_path / "logs", data=small_track)
+    assert not list(tmp_path.glob("logs/*"))
+
+
+def test_threads_of_nested_regions_are_a_valid_setting(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    assert train_gpt.join_world().size == 1
 
 
 def test_out_of_memory_says_the_micro_batch_to_try(small_track, tmp_path, monkeypatch):

@@ -33,17 +33,21 @@ class HeadKFAC(Around):
         fast: Annotated[float, "[0, 1]", "what the fast average weighs"] = 8 / 9,
         strength: Annotated[float, "[0, 1]", "part of the gradient that is preconditioned"] = 0.75,
         damping: Annotated[float, "(0, inf)", "added to eigenvalues, in their mean"] = 0.05,
+        fed_by: Annotated[str, "", "module whose output the head reads; '': the head itself tells"] = "norm2",
     ) -> None:  # fmt: skip
         options = {"start": start, "apply": apply, "stop": stop, "every": every, "row_step": row_step}
         options |= {"betas": betas, "fast": fast, "strength": strength, "damping": damping}
+        options |= {"fed_by": fed_by}
         super().__init__(params, options)
         self.covariance: InputCovariance | None = None
 
     def attach(self, model: nn.Module, others: dict[str, torch.optim.Optimizer]) -> None:
         """Listens to the layer whose weight it is."""
-        (p,) = self.param_groups[0]["params"]
+        group = self.param_groups[0]
+        (p,) = group["params"]
         layer = next(module for module in model.modules() if getattr(module, "weight", None) is p)
-        self.covariance = InputCovariance(layer, every=self.param_groups[0]["row_step"])
+        fed_by = model.get_submodule(group["fed_by"]) if group["fed_by"] else None
+        self.covariance = InputCovariance(layer, every=group["row_step"], fed_by=fed_by)
 
     def collects(self) -> bool:
         """Whether this update's covariance counts."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from optimizers.norms import inner, rescaled, safe_norm
 
-DAMPING = 1e-3
+CIRCUIT_DAMPING = 1e-3
 
 
 def circuit(V: Tensor, O: Tensor, U_V: Tensor, U_O: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:  # noqa: E741
@@ -24,11 +24,11 @@ def circuit(V: Tensor, O: Tensor, U_V: Tensor, U_O: Tensor, head_dim: int) -> tu
         )
     v, o = by_head(V, head_dim), by_head(O.mT, head_dim)
     v_squared, o_squared = safe_norm(v).square(), safe_norm(o).square()
-    u_v = by_head(U_V, head_dim) / (o_squared / head_dim + DAMPING).sqrt()
-    u_o = by_head(U_O.mT, head_dim) / (v_squared / head_dim + DAMPING).sqrt()
+    u_v = by_head(U_V, head_dim) / (o_squared / head_dim + CIRCUIT_DAMPING).sqrt()
+    u_o = by_head(U_O.mT, head_dim) / (v_squared / head_dim + CIRCUIT_DAMPING).sqrt()
     u_v = by_head(rescaled(u_v.reshape(V.shape), safe_norm(U_V)), head_dim)
     u_o = by_head(rescaled(u_o.reshape(V.shape), safe_norm(U_O)), head_dim)
-    x = (inner(v, u_v) - inner(o, u_o)) / (v_squared + o_squared + 2 * head_dim * DAMPING)
+    x = (inner(v, u_v) - inner(o, u_o)) / (v_squared + o_squared + 2 * head_dim * CIRCUIT_DAMPING)
     return (u_v - x * v).reshape(V.shape), (u_o + x * o).reshape(V.shape).mT
 
 
@@ -41,6 +41,6 @@ def coupled_(
     weights: tuple[list[Tensor], list[Tensor]], directions: tuple[list[Tensor], list[Tensor]], head_dim: int
 ) -> None:
     """Couples the directions of pairs of matrices in place."""
-    stacks = (torch.stack(matrices) for matrices in (*weights, *directions))
-    for matrices, coupled in zip(directions, circuit(*stacks, head_dim), strict=True):
+    V, O, U_V, U_O = (torch.stack(matrices) for matrices in (*weights, *directions))  # noqa: E741
+    for matrices, coupled in zip(directions, circuit(V, O, U_V, U_O, head_dim), strict=True):
         torch._foreach_copy_(matrices, list(coupled.unbind()))

@@ -27,7 +27,7 @@ from records import RecordError
 from records.judge.logs import read_entry
 from records.judge.paired import PairedComparison, TTest, compare_paired
 from records.judge.statistics import ROUNDING, Summary, common_steps, crossings, curves_of, threshold
-from records.judge.summarize import count, finite, summarize, table
+from records.judge.summarize import count, finite, positive_number, summarize, table
 from records.judge.tracks import DEFAULT, entry_track
 from records.run.track import Track, shipped_tracks
 
@@ -92,9 +92,10 @@ def register(subparsers) -> None:
     )
     parser.add_argument("sides", nargs="+", metavar="A B", help="a log, a folder of logs, or published:N")
     parser.add_argument("--json", action="store_true", help="a list with one object for each pair")
-    parser.add_argument("--target", type=float, metavar="L", help="validation loss to reach (the track's)")
+    told = "validation loss to reach (the track's)"
+    parser.add_argument("--target", type=positive_number, metavar="L", help=told)
     parser.add_argument(
-        "--slope", type=float, metavar="L", help="loss per 100 steps that shortening a run costs"
+        "--slope", type=positive_number, metavar="L", help="loss per 100 steps that shortening a run costs"
     )
     parser.set_defaults(func=run)
 

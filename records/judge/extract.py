@@ -1,11 +1,12 @@
 """python -m records extract LOG [-o script.py]: the script at the head of a log, as it stands there."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from records.judge.logs import LogError, read_log
+from records import RecordError
+from records.judge.logs import LogError, is_log, read_log
+from records.run.files import write_whole
 
 
 def register(subparsers) -> None:
@@ -21,12 +22,14 @@ def register(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the script. It is never run: read it before you do."""
     script = extract(args.log)
-    if args.output is None:
-        sys.stdout.write(script)
-        return 0
-    whole = args.output.with_name(args.output.name + ".tmp")
-    whole.write_bytes(script.encode())
-    os.replace(whole, args.output)
+    if args.output is None and sys.stdout.isatty():
+        print(script, end="")
+    elif args.output is None:
+        sys.stdout.buffer.write(script.encode())
+    elif args.output.exists() and is_log(args.output):
+        raise RecordError(f"{args.output} exists and is called as a log is: name another file with -o")
+    else:
+        write_whole(args.output, script.encode())
     return 0
 
 

@@ -10,10 +10,13 @@ with bounded memory and never executed. A line is either read whole or named in 
 cannot be trusted is left out, never guessed.
 """
 
+import gzip
 import math
 import re
 import tomllib
+import zlib
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +30,8 @@ MAX_FACT = 4000
 DECIMALS = 5  # of a loss, in the format
 MAX_VALIDATIONS = 1_000_000  # of one file
 MAX_PROBLEMS = 20  # named one by one; the rest is counted
-SUFFIXES = (".txt", ".log")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+SUFFIXES = (".txt", ".log")  # of a log's name, .gz behind it or not
 
 _SEPARATOR = re.compile(rb"={80,}")
 _SCRIPT_LINE = re.compile(rb"(?:import|from|def|class) +[A-Za-z_]")
@@ -124,11 +128,16 @@ def read_entry(path: str | Path) -> Entry:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        files = sorted(file for file in path.iterdir() if is_log(file) and file.is_file())
         if not files:
             raise LogError(f"{path}: expected a folder with logs (*.txt, *.log), found none in it")
         return Entry(path.resolve().name, path, tuple(read_log(file) for file in files))
-    return Entry(path.stem, path, (read_log(path),))
+    return Entry(Path(path.name.removesuffix(".gz")).stem, path, (read_log(path),))
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is called as a log is."""
+    return path.name.removesuffix(".gz").endswith(SUFFIXES)
 
 
 def read_log(path: str | Path) -> Log:
@@ -139,8 +148,17 @@ def read_log(path: str | Path) -> Log:
     if not path.is_file():
         raise LogError(f"{path}: expected a log file or a folder of logs, found something else")
     try:
-        with path.open("rb") as file:
-            return _read(path, file)
+        with path.open("rb") as packed:
+            start = packed.read(4)
+            packed.seek(0)
+            if start[:2] in UTF16_MARKS or (start[::2] == b"\0\0") != (start[1::2] == b"\0\0"):
+                reader = _Reader(path)
+                reader.complain("the file is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)")
+                return reader.log(None)
+            with gzip.open(packed) if start[:2] == b"\x1f\x8b" else nullcontext(packed) as file:
+                return _read(path, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LogError(f"{path}: a damaged .gz: {error}") from error
     except OSError as error:
         raise LogError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -16,8 +16,20 @@ def register(subparsers) -> None:
     parser = subparsers.add_parser("summarize", description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a log, or a folder of logs: one entry")
     parser.add_argument("--json", action="store_true", help="an object for one entry, a list for several")
-    parser.add_argument("--target", type=float, metavar="L", help="validation loss to reach (the track's)")
+    told = "validation loss to reach (the track's)"
+    parser.add_argument("--target", type=positive_number, metavar="L", help=told)
     parser.set_defaults(func=run)
+
+
+def positive_number(text: str) -> float:
+    """A number above 0 of a command line. Raises argparse's error for anything else, nan and inf too."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ the page's content security policy forbids it. All text from logs is escaped.
 """
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -38,6 +37,7 @@ from records.judge.warnings import settings
 from records.publish.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
 from records.publish.pictures import BANDED, COLOURS, near_target
 from records.publish.recipe_table import flat, side_by_side
+from records.run.files import write_whole
 from records.run.track import Track
 
 LINES = ("solid", "dash", "dot", "dashdot")  # another one each time the colours are used up
@@ -92,10 +92,10 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where."""
+    if args.output.exists() and args.output.suffix not in (".html", ".htm"):
+        raise RecordError(f"{args.output} exists and is no .html file: name another with -o")
     page = report([read_entry(path) for path in args.paths])
-    whole = args.output.with_name(args.output.name + ".tmp")
-    whole.write_text(page, encoding="utf-8")
-    os.replace(whole, args.output)
+    write_whole(args.output, page.encode())
     print(args.output)
     return 0
 

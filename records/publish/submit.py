@@ -17,13 +17,14 @@ from pathlib import Path
 
 from records.judge import script_rules
 from records.judge.check import check_entry, embedded_recipe
-from records.judge.logs import SUFFIXES, Entry, Log, read_entry
+from records.judge.logs import SUFFIXES, Entry, Log, Run, read_entry
 from records.judge.tracks import shipped_track
 from records.publish.entry_page import PLAIN_NAME, EntryError, entry_page, read_standing, read_toml, verdict
 from records.publish.leaderboard import RECORDS, leaderboard_page, read_standings
 from records.publish.recipe_table import disagreements
 from records.run.track import shipped_tracks
 
+Printed = tuple[tuple[int, float, float | None], ...]
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}")
 
 
@@ -68,7 +69,7 @@ def submit(
         raise EntryError(f"{name!r} is no name of an entry: expected a-z, 0-9, '_', '.', '-', no path")
     if archive and archive.exists():
         raise EntryError(f"{archive} exists: name an archive that does not")
-    files = log_files(logs)
+    files = log_files(logs, records)
     track = shipped_track(Entry(name, records, tuple(read_entry(file).logs[0] for file in files)))
     home = records / track.name
     final = home / name
@@ -102,9 +103,16 @@ def submit(
     return final
 
 
-def log_files(paths: Sequence[Path]) -> list[Path]:
-    """The log files of files and folders, by name. Raises EntryError for names an entry cannot hold."""
+def log_files(paths: Sequence[Path], records: Path) -> list[Path]:
+    """The log files of files and folders, by name.
+
+    Raises EntryError for names an entry cannot hold, and for a run that stands twice in them or in an entry.
+    """
     files: dict[str, Path] = {}
+    runs: dict[Printed, Path] = {}
+    for entry in sorted(records.glob("*/*/recipe.toml")):
+        for run in read_entry(entry.parent).runs:
+            runs[printed(run)] = run.path
     for path in paths:
         for log in read_entry(path).logs:
             file = log.path
@@ -116,7 +124,21 @@ def log_files(paths: Sequence[Path]) -> list[Path]:
             if file.name in files:
                 raise EntryError(f"{file} and {files[file.name]} have the same name: rename one")
             files[file.name] = file
+            refuse_double(log, runs)
     return [files[name] for name in sorted(files)]
+
+
+def refuse_double(log: Log, runs: dict[Printed, Path]) -> None:
+    """Raises EntryError for a run of the log that is among `runs`, losses and times alike; adds it."""
+    for run in log.runs:
+        if printed(run) in runs:
+            raise EntryError(f"{log.path} and {runs[printed(run)]} hold the same run: a run counts once")
+        runs[printed(run)] = log.path
+
+
+def printed(run: Run) -> Printed:
+    """(step, val_loss, train_time) of its validations: no two runs have the same."""
+    return tuple((at.step, at.val_loss, at.train_time) for at in run.validations)
 
 
 def effective_recipe(log: Log) -> str:

@@ -8,6 +8,7 @@ import fnmatch
 import inspect
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from records.run.track import RECORDS, Track
+from records.run.track import RECORDS, Track, is_name
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
 # A recipe may exchange these.
@@ -31,6 +32,16 @@ COOLDOWN = {  # of the matrices; AdamW's have aux_ in front, and follow the matr
 SCHEDULE = (
     COOLDOWN | {f"aux_{key}": None for key in COOLDOWN} | {"warmup_steps": 0, "delay": [], "matrix": {}}
 )
+MOST_STEPS = 999_999_999  # what a log's lines have room for
+MOST_SEEDS = 1000  # of one log
+# Numbers outside of [matrix], lowest and highest; every other one is at least 0.
+RANGES = {
+    **dict.fromkeys(("decay", "floor", "aux_floor", "betas"), (0.0, 1 - 2**-53)),
+    **dict.fromkeys(
+        ("cooldown_power", "aux_cooldown_power", "cooldown_steps", "aux_cooldown_steps"), (1e-9, math.inf)
+    ),
+    "slope": (-math.inf, math.inf),
+}
 TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout")
 AUX_OPTIONS = {"bias_correction": True, "master": False}  # beside the track's; in tables by pattern `lr` too
 INIT = {"law": "normal", "bias": "zero", "gain_signs": 0.1, "paired_from": 6, "paired_shrink": 0.5}
@@ -159,11 +170,21 @@ def toml_lines(table: dict, path: str = "") -> Iterator[str]:
     name = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in table}
     for key, value in table.items():
         if not isinstance(value, dict) and value is not None:
-            yield f"{name[key]} = {json.dumps(value)}"
+            yield f"{name[key]} = {literal(value)}"
     for key, value in table.items():
         if isinstance(value, dict) and value:
             yield f"\n[{path}{name[key]}]"
             yield from toml_lines(value, f"{path}{name[key]}.")
+
+
+def literal(value: object) -> str:
+    """A TOML value in ASCII. (JSON writes a character beyond \\uffff as two, which is not TOML.)"""
+
+    def escaped(character: re.Match[str]) -> str:
+        code = ord(character[0])
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return re.sub(r"[^ -~]", escaped, json.dumps(value, ensure_ascii=False))
 
 
 def dotted(table: Mapping[str, object], path: str = "") -> dict[str, object]:
@@ -200,7 +221,7 @@ def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = N
     if len(found) > 1:
         raise RecipeError(f"several recipes are called {source}; name one: {', '.join(map(str, found))}.")
     path = found[0] if found else Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name too long
         shipped = [name for recipes in files.values() for name in recipes]
         near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.3)
         hint = f"nearest: {', '.join(near)}" if near else "`./run.sh --recipes` lists them"
@@ -233,7 +254,7 @@ def list_recipes(
                 told = read_recipe(path, tracks, steps, arounds=arounds).facts.get("description", "")
             except RecipeError as error:
                 told = f"cannot run yet: {error}"
-            yield f"  {name:28} {told}"
+            yield f"  {name:28} {''.join(c if c.isprintable() else '?' for c in told)}"
 
 
 def read_recipe(
@@ -252,7 +273,13 @@ def read_recipe(
     """
     path = find_recipe(source, tracks, track)
     name = path.parent.name if path.name == "recipe.toml" else path.stem
-    return parse_recipe(path.read_text(), name, tracks, steps, changes, track, arounds)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8: byte {error.start}. Save it as UTF-8.") from None
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}.") from None
+    return parse_recipe(text, name, tracks, steps, changes, track, arounds)
 
 
 def parse_recipe(
@@ -267,7 +294,7 @@ def parse_recipe(
     """The recipe that a TOML text says, of `track` (else the first) if it names none; see read_recipe."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
     for change in changes:
         table = merge(table, parse_change(change))
@@ -276,9 +303,10 @@ def parse_recipe(
     if not isinstance(track, str) or track not in tracks:
         raise RecipeError(f"recipe {name} says track = {track!r}; expected one of {', '.join(tracks)}.")
     train_steps, default = table.get("train_steps"), tracks[track].aux
-    if type(train_steps) is not int or train_steps < 1:
+    if type(train_steps) is not int or not 1 <= train_steps <= MOST_STEPS:
         raise RecipeError(
-            f"recipe {name} says train_steps = {train_steps!r}; expected a whole number above 0."
+            f"recipe {name} says train_steps = {shown(train_steps)}; expected a whole number above 0, "
+            f"at most {MOST_STEPS:,}."
         )
     for key in TABLES:
         if not isinstance(value := table.get(key, {}), dict):
@@ -305,8 +333,17 @@ def parse_recipe(
     if (scale := lookahead.get("scaled_by", SCALES[0])) not in SCALES:
         raise RecipeError(f"[lookahead] says scaled_by = {scale!r}; expected {' or '.join(SCALES)}.")
     lookahead = LOOKAHEAD | {"stop": train_steps} | lookahead if lookahead else {}
+    if lookahead and lookahead["start"] >= lookahead["stop"]:
+        start, stop = lookahead["start"], lookahead["stop"]
+        raise RecipeError(f"[lookahead] says start = {start} and stop = {stop}; expected start below stop.")
     facts = {key: table[key] for key in FACTS if key in table}
+    check_kinds("the recipe", facts, {"description": "", "base": "", "published": 1})
     name = table.get("name", name)
+    if not isinstance(name, str) or not is_name(name):  # it becomes part of a file's name
+        raise RecipeError(
+            f"recipe name {shown(name)}: expected letters, digits, '_', '-', '.', at most 100, the first no "
+            "sign; rename the file or say name = '...' in it."
+        )
     around, readout = (
         {key: parse_around(f"[{where}.{key}]", key, value, arounds) for key, value in said.items()}
         for where, said in (("around", around), ("readout", readout))
@@ -544,19 +581,34 @@ def check_keys(where: str, table: dict, known: list[str]) -> None:
 
 
 def check_kinds(where: str, table: dict, like: dict) -> None:
-    """Raises RecipeError where a value is not of its default's kind (whole numbers may stand for floats)."""
+    """Raises RecipeError where a value is not of its default's kind (whole numbers may stand for floats) or
+    out of its range.
+    """
     for key, value in table.items():
-        kinds = {
-            bool: (bool,),
-            str: (str,),
-            float: (int, float),
-            int: (int, float),
-            list: (list,),
-            dict: (dict,),
-        }
-        expected = kinds.get(type(like.get(key)))
-        if expected and (not isinstance(value, expected) or isinstance(value, bool) != (expected == (bool,))):
-            raise RecipeError(f"{where} says {key} = {value!r}; expected a value such as {like[key]!r}.")
+        kind, default = type(like.get(key)), like.get(key)
+        low, high = RANGES.get(key, (0.0, math.inf))
+        numbers = [value]
+        if kind is list and isinstance(default, list) and default:
+            numbers = value if isinstance(value, list) and len(value) == len(default) else [None]
+        if kind in (float, int, list) and (kind is not list or default):
+            good = all(
+                isinstance(number, int | float) and not isinstance(number, bool)
+                and math.isfinite(number) and low <= number <= high
+                for number in numbers
+            )  # fmt: skip
+            span = f", {low:g} to {high:g}" if key in RANGES else ", 0 or above"
+        else:
+            good, span = like.get(key) is None or type(value) is kind, ""
+        if not good:
+            raise RecipeError(
+                f"{where} says {key} = {shown(value)}; expected a value such as {default!r}{span}."
+            )
+
+
+def shown(value: object) -> str:
+    """A value in a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def parse_change(change: str) -> dict:
@@ -565,9 +617,9 @@ def parse_change(change: str) -> dict:
     for text in (value, json.dumps(value)) if found else ():
         try:
             return tomllib.loads(f"{key} = {text}")
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError):
             continue
-    raise RecipeError(f"--set {change}: expected KEY=VALUE, such as matrix.lr=0.03.")
+    raise RecipeError(f"--set {shown(change)}: expected KEY=VALUE, such as matrix.lr=0.03.")
 
 
 def merge(table: dict, changes: dict) -> dict:
@@ -578,10 +630,14 @@ def merge(table: dict, changes: dict) -> dict:
 
 def parse_seeds(text: str) -> list[int]:
     """ "0-4" or "0,3" as a list. Raises RecipeError for anything else and for a seed named twice."""
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text, re.ASCII):
-        raise RecipeError(f"--seeds {text}: expected seeds such as 0-4 or 0,3.")
-    ends = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
-    seeds = [seed for first, last in ends for seed in range(int(first), int(last) + 1)]
+    if not re.fullmatch(r"\d{1,18}(-\d{1,18})?(,\d{1,18}(-\d{1,18})?)*", text, re.ASCII):
+        raise RecipeError(f"--seeds {shown(text)[1:-1]}: expected seeds such as 0-4 or 0,3.")
+    ends = [(int(part.split("-")[0]), int(part.split("-")[-1])) for part in text.split(",")]
+    if (count := sum(max(last - first + 1, 0) for first, last in ends)) > MOST_SEEDS:
+        raise RecipeError(
+            f"--seeds {shown(text)[1:-1]}: {count:,} seeds; expected at most {MOST_SEEDS:,} in one log."
+        )
+    seeds = [seed for first, last in ends for seed in range(first, last + 1)]
     if not seeds or len(seeds) != len(set(seeds)):
         raise RecipeError(f"--seeds {text}: {'a seed stands twice' if seeds else 'no seed in it'}.")
     return seeds

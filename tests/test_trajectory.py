@@ -1,0 +1,90 @@
+"""Scaled trainings of the published results, against the losses of their own scripts.
+
+Two run with the suite. The others take minutes each: `pytest -m slow tests/test_trajectory.py`.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from records.run.track import RECORDS
+from tests.trajectory import Replay, made_model, made_tokens, read_scaled, replayed
+from train_gpt import (
+    GPT,
+    World,
+    apply_update,
+    build_optimizers,
+    compute_gradients,
+    initialise,
+    load_recipe,
+    set_learning_rates,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = GOLDEN.parents[2] / "shared" / "golden"
+SCALED = sorted((GOLDEN / "trajectories").glob("*.toml"))
+WITH_THE_SUITE = ("34", "42")
+RECIPES = sorted([*RECORDS.glob("*/*.toml"), *RECORDS.glob("*/*/recipe.toml")])
+
+
+def golden(name: str) -> dict:
+    """What a result's script computed: beside the tests, or in the shared folder."""
+    file = f"trajectory_{name if name.startswith('open') else f'record{name}'}.json"
+    path = next((folder / file for folder in (GOLDEN, SHARED) if (folder / file).is_file()), None)
+    if path is None:
+        pytest.skip(f"{file} is not here (../shared/golden)")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem in WITH_THE_SUITE else pytest.mark.slow, id=path.stem)
+        for path in SCALED
+    ],
+)
+def test_a_scaled_training_is_its_scripts(path: Path) -> None:
+    expected = golden(path.stem)
+    losses, final = replayed(*read_scaled(path))
+    assert losses == pytest.approx(expected["losses"], rel=1e-9)
+    assert final == pytest.approx(expected["final_loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize("path", SCALED, ids=lambda path: path.stem)
+def test_a_scaled_recipe_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 40
+
+
+def test_other_numbers_are_another_start() -> None:
+    changes = ({}, {"weights_offset": 1}, {"matrix_scale": 6.0})
+    plain, offset, scaled = (made_model(Replay(**said)) for said in changes)
+    name = "blocks.1.mlp.fc.weight"
+    weights = [dict(model.named_parameters()) for model in (plain, offset, scaled)]
+    assert not torch.equal(weights[0][name], weights[1][name])
+    torch.testing.assert_close(weights[2][name], 6 * weights[0][name])
+    assert torch.equal(weights[2]["proj.weight"], weights[0]["proj.weight"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RECIPES if path.name != "track.toml"],
+    ids=lambda path: "/".join(path.relative_to(RECORDS).with_suffix("").parts),
+)
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_every_recipe_stays_finite_from_a_head_at_zero(path: Path, seed: int) -> None:
+    recipe = load_recipe(path)
+    model = GPT(512, 2, 64, 32)
+    initialise(model, {key: rule for key, rule in recipe.init.items() if key != "paired_from"}, seed)
+    torch.nn.init.zeros_(model.proj.weight)
+    optimizers = build_optimizers(model, recipe)
+    for step in range(3):
+        batch = tuple(made_tokens(seed + 2 * step + part, 2) for part in (0, 1))
+        set_learning_rates(optimizers, recipe, step)
+        compute_gradients(model, optimizers, batch, 2, World(0, 1, torch.device("cpu")))
+        apply_update(optimizers)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
