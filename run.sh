@@ -15,6 +15,7 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
 
   --track NAME|FILE         the track: fineweb, nano, or a TOML file like records/nano/track.toml
   --recipe NAME|FILE        the optimizer and its settings (--recipes lists them)
+  --explain                 print the stages of the recipe, with every value, default and range
   --set matrix.lr=0.03      change the recipe; may be repeated
   --steps N                 train N steps; the schedule follows
   --seeds 0-4 | 0,3         one run a seed, all in one log (0)
@@ -76,14 +77,14 @@ train() {
             --nproc=*) processes="${1#*=}"; shift; continue ;;
             --data) data="${2:?--data needs a folder}" ;;
             --data=*) data="${1#*=}" ;;
-            --recipes) only_list=yes ;;
+            --recipes | --explain) only_list=yes ;;
         esac
         arguments+=("$1")
         shift
     done
     local trainer="$ROOT/train_gpt.py"
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-    [ -z "$only_list" ] || exec "$PY" "$trainer" --recipes
+    [ -z "$only_list" ] || exec "$PY" "$trainer" "${arguments[@]}"
 
     local plan gpus fetch
     plan="$("$PY" "$trainer" --plan "${arguments[@]}")" # checks the command line too, before anything starts

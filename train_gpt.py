@@ -42,6 +42,7 @@ from optimizers import AROUND, STEPS, MatrixOptimizer
 from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
+from optimizers.explain import explained
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from records.run.flatten import flatten, literal
@@ -58,6 +59,7 @@ from records.run.recipe import (
     parse_seeds,
     plain_in,
     read_recipe,
+    step_name,
     tables_in,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
@@ -895,6 +897,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--track", metavar="NAME|FILE", help="fineweb (default with a GPU), nano (without), or a TOML file")
     add("--recipe", metavar="NAME|FILE", help="a shipped recipe, an entry, a TOML file; or: record")
     add("--recipes", action="store_true", help="list the recipes and leave")
+    add("--explain", action="store_true", help="print the stages of the recipe, with every value, and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add_run_options(parser)
@@ -939,6 +942,14 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
         told = f"is of track {recipe.track.name}; leave out --track {args.track}"
         raise RunError(f"recipe {recipe.name} {told}.")
     return recipe
+
+
+def explain(recipe: Recipe) -> Iterator[str]:
+    """The stages of every table of [matrix], with the effective value of every hyperparameter."""
+    for pattern, table in {"*": recipe.matrix, **recipe.patterns()}.items():
+        name = step_name(table)
+        yield f"{pattern}: {name}"
+        yield from explained(named_step(name), table)
 
 
 def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
@@ -1030,9 +1041,11 @@ def main(argv: list[str]) -> None:
     with errors_in_one_line(args):
         if args.recipes:
             return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
-        world = World(0, 1, torch.device("cpu")) if args.plan else join_world()
+        world = World(0, 1, torch.device("cpu")) if args.plan or args.explain else join_world()
         checkpoint = read_checkpoint(args, world)
         recipe = world.agreed(lambda: choose_recipe(args, checkpoint))
+        if args.explain:
+            return print("\n".join(explain(recipe)))
         if args.plan:
             return print_plan(recipe, args)
         return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint, world)

@@ -297,10 +297,9 @@ class MatrixStack:
 
     `forms` is what the parameters were when the stack was made. Rank r owns `counts[r]` matrices in a row;
     `owned` are this rank's. `state` holds the step function's tensors for the owned matrices, [owned, ...];
-    `steps[i]` says how often the i-th of them has been stepped, 0 that its state does not count yet, but
-    for what is `told`; `grew` that this has changed since the state was last shown; the `partner` steps
-    together with it. `seeds`: every matrix's own number, of the parameter's name where it has one, else of
-    its place.
+    `steps[i]` says how often the i-th of them has been stepped, 0 that its state does not count yet, but for
+    what is `told`; `grew` that this has changed since the state was last shown; the `partner` steps together
+    with it. `seeds`: every matrix's own number, of the parameter's name where it has one, else of its place.
     """
 
     group: dict[str, Any]

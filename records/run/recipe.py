@@ -395,7 +395,7 @@ def parse_around(where: str, name: str, said: object, kinds: Mapping[str, Method
     if kinds is None:
         return said
     kind = said.get("kind", name)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise RecipeError(f"{where} is of kind {kind!r}; known: {', '.join(kinds)}. Say it: kind = '...'.")
     over = {key: said.get(key, default) for key, default in (("params", ["*"]), ("but", []))}
     for key, patterns in over.items():

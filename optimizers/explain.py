@@ -1,0 +1,39 @@
+"""Methods told from their declarations: the map of methods, and the stages of a recipe with their values."""
+
+from collections.abc import Iterator, Mapping
+
+from optimizers.stage import KINDS, STEPS, Row, Step
+
+
+def method_map() -> str:
+    """A Markdown table: every method, and the stage it has of each kind."""
+    head = ["method", *KINDS]
+    rows = [[f"`{name}`", *stage_names(step.row)] for name, step in sorted(STEPS.items())]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def stage_names(row: Row) -> list[str]:
+    """The row's stage of each kind; a method that is no row has a rule of its own."""
+    if not row.stages:
+        return ["a rule of its own", *[""] * (len(KINDS) - 1)]
+    found = {stage.kind: stage.name for stage in row.stages}
+    return [found.get(kind, "") for kind in KINDS]
+
+
+def explained(step: Step, values: Mapping[str, object]) -> Iterator[str]:
+    """The stages of a method, and each hyperparameter: value, default where it differs, range, meaning."""
+    row = step.row
+    told: set[str] = set()
+    parts = [
+        (f"{stage.kind}: {stage.name}", names) for stage, names in zip(row.stages, row.keywords, strict=True)
+    ]
+    for title, names in parts or [("a rule of its own", tuple(row.hyperparameters))]:
+        yield f"  {title}"
+        for name in names:
+            if name in told:
+                continue
+            told.add(name)
+            keyword = row.hyperparameters[name]
+            value = values.get(name, keyword.default)
+            default = "" if value == keyword.default else f" (default {keyword.default})"
+            yield f"    {name} = {value}{default}: {keyword.meaning}; {keyword.expected}"

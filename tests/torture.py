@@ -1,0 +1,420 @@
+"""What a stranger's hands do to the project, made up at random: python -m tests.torture [--minutes N]
+
+A trial is one input: a recipe, a --set value, a shard, a checkpoint, a log, a text; or a signal or a full
+disk at a random moment of a run. Its outcome must be a right result or one line that names the mistake: no
+traceback, within a minute, nothing left behind that is half a file, nothing lost that was there. A run that
+was ended must go on to the digits of the run left alone.
+
+Every trial has a number of its own that makes it again: `--trial recipe-0-17`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import train_gpt
+from data import tokenize_text
+from data.shards import write_shard
+from optimizers import STEPS
+from records.__main__ import main as records_main
+from records.judge.logs import read_log
+from tests.log_text import damage, log_text, run_text, shifted
+from tests.made_tracks import write_track
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 60  # that an outcome may take; a run in its own process four times as many
+STEPS_OF_A_RUN = 16
+RUN = ("--recipe", "muon", "--steps", f"{STEPS_OF_A_RUN}", "--checkpoint-every", "2")
+
+# What is put where a value belongs.
+VALUES = (
+    "0", "1", "-1", "0.5", "-0.5", "1.0", "2", "5.5", "1e-30", "1e30", "1e999", "nan", "inf", "-inf", "true",
+    '""', '"muon"', '"foo"', '"\\u001b[31m"', '"a/../../b"', "[]", "[0.9]", "[0.9, 0.95]", "[0.9, 1.5]",
+    '[[0, "a"]]', "[[0, 0.5], [4, 0.9]]", "[[4, 0.5], [0, 0.9]]", "{}", "{a = 1}", "2020-01-01",
+    "12345678901234567890", "'\U0001f600'",
+)  # fmt: skip
+KEYS = (
+    "name", "description", "track", "train_steps", "matrix", "matrix.step", "matrix.lr", "matrix.momentum",
+    "matrix.polar", "matrix.polar_steps", "matrix.weight_decay", "matrix.nesterov", "matrix.precondition",
+    'matrix."mlp.*".lr', 'matrix."mpl".lr', "aux.betas", "aux.eps", "aux.embed_lr", "aux.weight_decay",
+    "schedule", "schedule.cooldown_frac", "schedule.cooldown_power", "schedule.warmup_steps",
+    "schedule.steps", "schedule.floor", "schedule.matrix.momentum", "schedule.matrix.lr", 'init."mlp.fc"',
+    "init.law", "lookahead.strength", "lookahead.start", "lookahead.stop", "lookahead.decay", "around.x.kind",
+    "readout.ema.decay", "x", "",
+)  # fmt: skip
+
+
+class Fault(AssertionError):
+    """The outcome of a trial is not one that a user can live with."""
+
+
+def expect(condition: object, told: str) -> None:
+    if not condition:
+        raise Fault(told)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A small world: a track that trains in a second, its data, a run left alone
+
+
+class World:
+    """The track and data that all trials share, and what a run on them gives when it is left alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        self.track = write_track(
+            folder / "small.toml", dataset="small", num_layers=1, model_dim=32, batch_tokens=1024,
+            val_tokens=2048, val_every=4, late_val_every=2, target=4.0, fetch=None, shards=None,
+            shard_tokens=None,
+        )  # fmt: skip
+        self.write_data(self.data)
+        self.alone: dict[int, list[str]] = {}
+
+    def write_data(self, data: Path) -> None:
+        tokens = np.arange(24_000) % 251
+        write_shard(data / "small" / "small_train_000001.bin", tokens[:12_000])
+        write_shard(data / "small" / "small_train_000002.bin", tokens[12_000:])
+        write_shard(data / "small" / "small_val_000000.bin", tokens[:4000])
+
+    def options(self, out: Path, data: Path | None = None) -> list[str]:
+        return ["--track", str(self.track), "--data", str(data or self.data), "--out", str(out)]
+
+    def digits_alone(self, processes: int) -> list[str]:
+        if processes not in self.alone:
+            out = self.folder / f"alone-{processes}"
+            told = start(self, [*RUN], out, processes).communicate(timeout=4 * SECONDS)
+            self.alone[processes] = digits(out)
+            expect(len(self.alone[processes]) > 3, f"the run left alone: {told}")
+        return self.alone[processes]
+
+
+def digits(out: Path) -> list[str]:
+    """The validation lines of the one log below `out`, without their times."""
+    logs = list(out.glob("*.txt"))
+    expect(len(logs) == 1, f"expected one log, found {len(logs)}")
+    return re.findall(r"^step:\d+/\d+ val_loss:\S+", logs[0].read_text().split("=" * 100)[-1], re.MULTILINE)
+
+
+def start(
+    world: World, options: list[str], out: Path, processes: int = 1, file_bytes: int | None = None
+) -> subprocess.Popen[str]:
+    """A run of its own: run.sh on `processes`. file_bytes: a disk that has no more for any one file."""
+    settings = {**os.environ, "VENV": "none", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    command = [str(ROOT / "run.sh"), *options, *world.options(out), "--nproc", str(processes)]
+    limit = (
+        (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))) if file_bytes else None
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=settings, text=True, preexec_fn=limit, **pipes)  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raises Fault when the time is over."""
+
+    def over(number: int, frame: object) -> None:
+        raise Fault(f"no outcome within {seconds} s")
+
+    signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def outcome(call: Callable[[], object]) -> str:
+    """What a command says when it refuses, one line; empty where it did its work."""
+    (out, err), code = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)), 0
+    with within(SECONDS), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            returned = call()
+            code = int(returned or 0)
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else 1
+            print(stopped.code if isinstance(stopped.code, str) else "", file=err)
+    shown, said = (stream.buffer.getvalue().decode() for stream in (out, err))
+    expect("\x1b" not in shown + said, "an escape character reached the terminal")
+    if code == 0:
+        return ""
+    told = [line for line in said.splitlines() if "error: " in line or line.startswith("records ")]
+    expect(len(told) == 1 and "Traceback" not in said, f"exit {code}, told: {said[-500:]}")
+    return told[0]
+
+
+def no_litter(folder: Path) -> None:
+    found = [str(path) for path in folder.rglob("*.tmp")]
+    expect(not found, f"left behind: {found}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Trials: each takes the small world, chance, and a folder of its own
+
+
+def recipe(world: World, chance: random.Random, folder: Path) -> None:
+    """A recipe file of random keys and values, maybe of damaged bytes: it trains two steps or says why."""
+    lines = {"train_steps": "2", "matrix.step": f'"{chance.choice(sorted(STEPS))}"', "matrix.lr": "0.01"}
+    for _ in range(chance.randrange(4)):
+        lines[chance.choice(KEYS)] = chance.choice(VALUES)
+    text = "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+    if chance.random() < 0.2:
+        text = damage(text, chance)
+    (folder / "r.toml").write_bytes(text)
+    options = ["--recipe", str(folder / "r.toml"), "--validate-ends"]
+    check_run(folder, outcome(lambda: train_gpt.main([*options, *world.options(folder / "out")])))
+
+
+def change(world: World, chance: random.Random, folder: Path) -> None:
+    """--set and the other options with random values."""
+    options = ["--recipe", "muon", "--steps", "2", "--validate-ends"]
+    for _ in range(chance.randrange(1, 3)):
+        options += ["--set", f"{chance.choice(KEYS)}={chance.choice(VALUES)}"]
+    if chance.random() < 0.4:
+        option = chance.choice(["--seeds", "--steps", "--micro-batch", "--checkpoint-every", "--resume"])
+        options += [f"{option}={chance.choice([*VALUES, '0-1', '0-99999999', '3,3', '4'])}"]
+    check_run(folder, outcome(lambda: train_gpt.main([*options, *world.options(folder / "out")])))
+
+
+def check_run(folder: Path, refused: str) -> None:
+    """A refusal leaves nothing but, of a run that diverged, its log; a result is a log that reads well."""
+    no_litter(folder)
+    logs = list((folder / "out").glob("*.txt"))
+    if refused and "not finite" not in refused:
+        expect(not logs and not list((folder / "out").glob("*")), f"refused, but it left files: {refused}")
+    for log in () if refused else logs:
+        expect(read_log(log).runs and not read_log(log).problems, f"a bad log: {read_log(log).problems}")
+    expect(refused or logs, "neither a log nor a word")
+    expect({path.name for path in folder.iterdir()} <= {"r.toml", "out"}, "files outside of --out")
+
+
+def shard(world: World, chance: random.Random, folder: Path) -> None:
+    """A damaged, misnamed, missing or foreign shard: told, or not used. What was there stays."""
+    data = folder / "data" / "small"
+    world.write_data(folder / "data")
+    file = chance.choice(sorted(data.glob("*.bin")))
+    kind, content = chance.randrange(8), bytearray(file.read_bytes())
+    if kind == 0:
+        file.write_bytes(content[: chance.randrange(len(content))])
+    elif kind == 1:
+        at = chance.choice([0, 4, 8])
+        content[at : at + 4] = chance.randbytes(4)
+        file.write_bytes(content)
+    elif kind == 2:
+        at = 1024 + 2 * chance.randrange(len(content) // 2 - 512)
+        content[at : at + 2] = chance.choice([b"\xff\xff", b"\x00\x01", b"\x07\x00"])
+        file.write_bytes(content)
+    elif kind == 3:
+        file.rename(
+            file.with_name(chance.choice(["x_train_000001.bin", "small_train_7.bin", "a.bin", "_val_.bin"]))
+        )
+    elif kind == 4:
+        file.unlink()
+    elif kind == 5:
+        shutil.copy(
+            file,
+            file.with_name(chance.choice(["b_train_000002.bin", "b_val_000000.bin", "small_train_2.bin"])),
+        )
+    else:
+        file.unlink()
+        file.symlink_to("nowhere.bin") if kind == 6 else file.mkdir()
+    before = {path: path.read_bytes() for path in data.iterdir() if path.is_file()}
+    options = ["--recipe", "muon", "--steps", "14", *world.options(folder / "out", folder / "data")]
+    refused = outcome(lambda: train_gpt.main(options))
+    no_litter(folder)
+    expect(refused or read_log(next((folder / "out").glob("*.txt"))).runs, "neither a log nor a word")
+    expect(
+        before == {path: path.read_bytes() for path in data.iterdir() if path.is_file()}, "data was changed"
+    )
+
+
+def checkpoint(world: World, chance: random.Random, folder: Path) -> None:
+    """A damaged or foreign newest checkpoint, a cut log: the run goes on to its digits, or says why."""
+    made = world.folder / "made"
+    if not made.exists():
+        expect(not outcome(lambda: train_gpt.main([*RUN, *world.options(made)])), "the run to damage")
+    shutil.copytree(made, folder / "out")
+    files = sorted((folder / "out").glob("*.checkpoints/*.pt"))
+    kind, newest = chance.randrange(6), files[-1]
+    if kind < 2:
+        newest.write_bytes(damage(newest.read_bytes(), chance)[: chance.randrange(1, 2**20)])
+    elif kind == 2:
+        torch.save(chance.choice([{}, [], 3, "text", {"run": 0}, {"model": {}, "step": "a"}]), newest)
+    elif kind == 3:
+        state = torch.load(newest, weights_only=True)
+        key = chance.choice(sorted(state))
+        state[key] = chance.choice([None, -1, "x", [], {}])
+        torch.save(state, newest)
+    elif kind == 4:
+        log = next((folder / "out").glob("*.txt"))
+        text = log.read_bytes()
+        log.write_bytes(text[: text.rindex(b"=" * 100) + 101 + chance.randrange(200)])
+    else:
+        for file in files:
+            file.unlink()
+    refused = outcome(lambda: train_gpt.main(["--resume", *world.options(folder / "out")]))
+    no_litter(folder)
+    if not refused:
+        expect(digits(folder / "out")[-1] == digits(made)[-1], "other digits after --resume")
+
+
+def log(world: World, chance: random.Random, folder: Path) -> None:
+    """A damaged log through the commands of the records: read right, or named."""
+    text = log_text(*(run_text(shifted(0.001 * i), seed=i) for i in range(chance.randrange(1, 4)))).encode()
+    for _ in range(chance.randrange(4)):
+        text = damage(text, chance)
+    text = text.decode("utf-8", "replace").encode("utf-16") if chance.random() < 0.05 else text
+    file = folder / chance.choice(["a.txt", "a.log", "a\x1b[31m.txt"])
+    file.write_bytes(text)
+    command = chance.choice(
+        [["summarize"], ["check"], ["extract"], ["compare", str(file)], ["summarize", "--json"]]
+    )
+    outcome(lambda: records_main([*command, str(file)]) == 2)  # 1 is a verdict
+    expect(file.read_bytes() == text, "the log was changed")
+    no_litter(folder)
+
+
+def text(world: World, chance: random.Random, folder: Path) -> None:
+    """Lines of JSON, good and bad, turned into shards, or named with their line."""
+    rows = [
+        '{"text": "some words"}', '{"text": null}', '{"text": 5}', '{"n": 1}', "[1]", "", "null", "{", "\x00",
+        '{"text": "a", "n": ' + "9" * 5000 + "}", '{"text": "a", "n": ' + "[" * 10**5 + "]" * 10**5 + "}",
+        '{"text": "\\ud800 \\u0000"}', '{"text": "a", "n": NaN}', '{"text": "a"} {"text": "b"}',
+    ]  # fmt: skip
+    lines = [rows[0]] * 3 + [chance.choice(rows) for _ in range(chance.randrange(6))]
+    chance.shuffle(lines)
+    content = "\n".join(lines).encode()
+    (folder / "a.jsonl").write_bytes(damage(content, chance) if chance.random() < 0.3 else content)
+    options = [str(folder / "a.jsonl"), "--out", str(folder / "out"), "--processes", "1"]
+    option = chance.choice(["--val-fraction", "--val-tokens", "--shard-tokens", "--name"])
+    options += [f"{option}={chance.choice(VALUES)}"]
+    refused = outcome(lambda: tokenize_text.main(options))
+    no_litter(folder)
+    expect(bool(refused) != (folder / "out").exists(), "shards of a refused text, or none of a good one")
+
+
+def killed(world: World, chance: random.Random, folder: Path) -> None:
+    """Signals at random moments, on one or two processes: the run goes on to the digits of one left alone."""
+    processes = chance.choice([1, 1, 2])
+    expected = world.digits_alone(processes)
+    for attempt in range(12):
+        resumes = bool(list(folder.glob("*.checkpoints/*.pt")))
+        if not resumes:
+            for left in folder.iterdir():  # nothing to go on from: as a user would, from the start
+                left.unlink() if left.is_file() else shutil.rmtree(left)
+        run = start(world, ["--resume"] if resumes else [*RUN], folder, processes)
+        number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        if attempt < 3:
+            time.sleep(chance.uniform(0, 12) if attempt else chance.uniform(3, 15))
+            victims = workers_of(run.pid) if number == signal.SIGKILL and processes > 1 else [run.pid]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(victims or [run.pid]), number)
+        try:
+            out, err = run.communicate(timeout=4 * SECONDS)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            raise Fault(f"no end after signal {number}") from None
+        expect(processes > 1 or "Traceback" not in err, f"signal {number}: {err[-800:]}")
+        if run.returncode == 0:
+            expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}")
+            return no_litter(folder)
+    raise Fault("not at its end in twelve attempts")
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that do the work below run.sh: its children's children, or itself."""
+    with contextlib.suppress(OSError):
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [worker for child in found for worker in workers_of(int(child))] or [pid]
+    return []
+
+
+def full_disk(world: World, chance: random.Random, folder: Path) -> None:
+    """No file may grow beyond a random size: one line says so, and with room again the run goes on."""
+    expected = world.digits_alone(1)
+    run = start(
+        world, [*RUN], folder, file_bytes=chance.choice([1, 20_000, 90_000, 105_000, 200_000, 400_000])
+    )
+    err = run.communicate(timeout=4 * SECONDS)[1]
+    no_litter(folder)
+    expect("Traceback" not in err, err[-800:])
+    expect(run.returncode == 0 or err.count("error: ") == 1, f"exit {run.returncode}: {err[-800:]}")
+    if list(folder.glob("*.checkpoints/*.pt")):
+        err = start(world, ["--resume"], folder).communicate(timeout=4 * SECONDS)[1]
+        expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}: {err[-500:]}")
+
+
+# Share of the time that each kind gets.
+KINDS: dict[Callable[[World, random.Random, Path], None], float] = {
+    recipe: 0.15, change: 0.15, shard: 0.1, checkpoint: 0.1, log: 0.1, text: 0.05, killed: 0.25,
+    full_disk: 0.1,
+}  # fmt: skip
+
+
+def trial(world: World, kind: Callable[[World, random.Random, Path], None], name: str) -> str:
+    """Make the trial of that name; what was wrong, empty where nothing was."""
+    folder = Path(tempfile.mkdtemp(dir=world.folder))
+    torch.manual_seed(0)
+    try:
+        kind(world, random.Random(name), folder)
+    except Fault as fault:
+        return str(fault)
+    except Exception:  # the traceback that a user would have seen
+        return traceback.format_exc(limit=-4)
+    finally:
+        shutil.rmtree(folder)
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Try until the time is over; 1 where a trial failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help="only these, by name, commas between")
+    parser.add_argument("--trial", metavar="KIND-SEED-N", help="only this one")
+    args = parser.parse_args(arguments)
+    by_name = {kind.__name__: kind for kind in KINDS}
+    vocabulary = ROOT.parent / "shared" / "tiktoken_cache"
+    if vocabulary.is_dir():
+        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(vocabulary))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    wanted = [name for name in args.kinds.split(",") if name] or list(by_name)
+    spent, tried, failed = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0), 0
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        world, began = World(Path(folder)), time.monotonic()
+        if args.trial:
+            print(told := trial(world, by_name[args.trial.split("-")[0]], args.trial))
+            return int(bool(told))
+        while time.monotonic() - began < 60 * args.minutes:
+            name = min(wanted, key=lambda name: spent[name] / KINDS[by_name[name]])
+            called, at = f"{name}-{args.seed}-{tried[name]}", time.monotonic()
+            if told := trial(world, by_name[name], called):
+                failed += 1
+                print(f"{called}: {told}", flush=True)
+            spent[name] += time.monotonic() - at
+            tried[name] += 1
+    print(json.dumps(tried))
+    print(f"{sum(tried.values())} tried, {failed} failed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
