@@ -611,8 +611,7 @@ def advance(
         weight = weights[start] if single else torch.stack(weights[part])
         gradient = present[0] if single else torch.stack(present)
         where = start if single else part
-        known = stack.state if started else stack.state.keys() & stack.told
-        held = {name: stack.state[name][where] for name in known}
+        held = {key: value[where] for key, value in stack.state.items() if started or key in stack.told}
         state = dict(held)
         if row_of_function(whole_step).takes("seed") and not started:
             seeds = torch.tensor(stack.seeds[stack.owned][start:stop], device=device).view(-1, 1, 1)
