@@ -673,8 +673,8 @@ def choose_micro_batch(track: Track, world: World, asked: int | None, compiled: 
 def memory_needed(track: Track, compiled: bool) -> tuple[int, int]:
     """Bytes that a training on a GPU takes at most: in any case, and for each token of a micro-batch.
 
-    In any case: weights, their gradients, the optimizers' states, LOSS_ROWS rows of logits. For a token: what
-    backward needs of each block (saved tensors in bfloat16: 36 bytes a number compiled, 56 eager), and one more.
+    In any case: weights, their gradients, the states, LOSS_ROWS rows of logits. For a token: what backward
+    needs of each block (saved tensors in bfloat16: 36 bytes a number compiled, 56 eager), and of one more.
     """
     weights = track.num_layers * (4 + 2 * track.mlp_ratio) * track.model_dim**2
     weights += 2 * track.vocab_size * track.model_dim
