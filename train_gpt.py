@@ -681,8 +681,8 @@ def choose_micro_batch(track: Track, world: World, asked: int | None, compiled: 
 def memory_needed(track: Track, compiled: bool) -> tuple[int, int]:
     """Bytes that a training on a GPU takes at most: in any case, and for each token of a micro-batch.
 
-    In any case: weights, their gradients, the optimizers' states, LOSS_ROWS rows of logits. For a token: what
-    backward needs of each block, and the space of one more. Counted in tests/test_fake_cuda.py.
+    In any case: weights, their gradients, the states, LOSS_ROWS rows of logits. For a token: what backward
+    needs of each block (saved tensors in bfloat16: 36 bytes a number compiled, 56 eager), and of one more.
     """
     weights = track.num_layers * (4 + 2 * track.mlp_ratio) * track.model_dim**2
     weights += 2 * track.vocab_size * track.model_dim
@@ -702,11 +702,10 @@ def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
     began, shape = time.perf_counter(), (args.micro_batch, recipe.track.context)
     tokens = torch.zeros(shape, dtype=torch.int64, device=world.device)
     model = make_model(recipe, 0, world.device, args.compile)
-    optimizers = build_optimizers(model, recipe)[:2]
+    optimizers, alone = build_optimizers(model, recipe), World(0, 1, world.device)
     for _ in range(3):  # the first makes the optimizers' states, the second compiles for them
-        model(tokens, tokens).backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        compute_gradients(model, optimizers, (tokens, tokens), args.micro_batch, alone)
+        apply_update(optimizers)
     with torch.no_grad():
         model(tokens, tokens)
     world.barrier()
