@@ -47,6 +47,7 @@ def test_every_step_function_updates_the_model(shim):
     assert made.stdout.split() == list(STEPS), made.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_second_update(shim):
     recipes = ["nora", "muon", "aurora", "17_aurora_contra_floor"]
     made = fake_cuda(shim, "compiled", *recipes)

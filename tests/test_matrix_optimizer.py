@@ -67,20 +67,26 @@ def group_optimizer(params, **options):
 # One process
 
 
-@pytest.mark.parametrize("step", sorted(STEPS))
+# Bases of one gradient are arbitrary in part: these start from the identity. psgd_kron draws by a matrix's
+# own seed, which MatrixOptimizer gives it (test_probes.py).
+WELL_DETERMINED = dict.fromkeys(("klsoaph", "soaph", "pmuon"), {"start": "identity"})
+
+
+@pytest.mark.parametrize("step", sorted(STEPS.keys() - {"psgd_kron"}))
 def test_equals_a_call_of_the_step_function_for_every_parameter(step):
+    options = WELL_DETERMINED.get(step, {})
     params, expected = parameters(), [param.detach() for param in copies(parameters())]
     states = [{} for _ in expected]
-    optimizer = MatrixOptimizer(params, step=step, lr=0.01)
+    optimizer = MatrixOptimizer(params, step=step, lr=0.01, **options)
     for t in range(3):
         set_gradients(params, t)
         optimizer.step()
         for weight, param, state in zip(expected, params, states, strict=True):
-            STEPS[step](weight, param.grad, state, lr=0.01)
+            STEPS[step](weight, param.grad, state, lr=0.01, **options)
     assert largest_difference(params, expected) < 1e-11
     assert optimizer.state[params[4]].keys() == states[4].keys()
-    for name, tensor in states[4].items():
-        torch.testing.assert_close(optimizer.state[params[4]][name], tensor)
+    for name in states[4].keys() - {"seed"}:
+        torch.testing.assert_close(optimizer.state[params[4]][name], states[4][name])
 
 
 def test_coupled_groups_step_as_circuit_muon():

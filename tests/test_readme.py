@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import optimizers
+from optimizers.explain import method_map
 from records.run.recipe import parse_recipe
 from records.run.track import shipped_tracks
 from train_gpt import parse_arguments
@@ -56,3 +57,8 @@ def test_the_options_of_the_commands_exist(line):
     if "--nproc" in words:  # run.sh's own
         del words[words.index("--nproc") : words.index("--nproc") + 2]
     parse_arguments(words)
+
+
+def test_the_map_of_methods_is_the_codes():
+    shown = README.partition("<!-- methods -->")[2].partition("<!-- end of methods -->")[0].strip()
+    assert shown == method_map(), "run `python -m optimizers`"

@@ -74,17 +74,19 @@ def test_other_numbers_are_another_start() -> None:
     [path for path in RECIPES if path.name != "track.toml"],
     ids=lambda path: "/".join(path.relative_to(RECORDS).with_suffix("").parts),
 )
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=1, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_every_recipe_stays_finite_from_a_head_at_zero(path: Path, seed: int) -> None:
     recipe = load_recipe(path)
-    model = GPT(512, 2, 64, 32)
+    layers = 12 if "blocks.11" in path.read_text() else 2
+    rows = 8 if any(table["kind"] == "gradient_noise" for table in recipe.around.values()) else 2
+    model = GPT(512, layers, 64, 32)
     initialise(model, {key: rule for key, rule in recipe.init.items() if key != "paired_from"}, seed)
     torch.nn.init.zeros_(model.proj.weight)
     optimizers = build_optimizers(model, recipe)
     for step in range(3):
-        batch = tuple(made_tokens(seed + 2 * step + part, 2) for part in (0, 1))
+        batch = tuple(made_tokens(seed + 2 * step + part, rows) for part in (0, 1))
         set_learning_rates(optimizers, recipe, step)
-        compute_gradients(model, optimizers, batch, 2, World(0, 1, torch.device("cpu")))
+        compute_gradients(model, optimizers, batch, 1 if rows == 8 else 2, World(0, 1, torch.device("cpu")))
         apply_update(optimizers)
     assert all(parameter.isfinite().all() for parameter in model.parameters())

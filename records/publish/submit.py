@@ -69,12 +69,13 @@ def submit(
         raise EntryError(f"{name!r} is no name of an entry: expected a-z, 0-9, '_', '.', '-', no path")
     if archive and archive.exists():
         raise EntryError(f"{archive} exists: name an archive that does not")
-    files = log_files(logs, records)
+    files = log_files(logs)
     track = shipped_track(Entry(name, records, tuple(read_entry(file).logs[0] for file in files)))
     home = records / track.name
     final = home / name
     if final.exists():
         raise EntryError(f"{final} exists: take another name, or remove that entry first")
+    refuse_doubles(files, records)
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".submit-", suffix=".tmp", dir=home) as temporary:
         staged = Path(temporary) / name
@@ -103,16 +104,19 @@ def submit(
     return final
 
 
-def log_files(paths: Sequence[Path], records: Path) -> list[Path]:
-    """The log files of files and folders, by name.
-
-    Raises EntryError for names an entry cannot hold, and for a run that stands twice in them or in an entry.
-    """
-    files: dict[str, Path] = {}
+def refuse_doubles(files: Sequence[Path], records: Path) -> None:
+    """Raises EntryError for a run that stands twice in these logs, or in an entry already."""
     runs: dict[Printed, Path] = {}
     for entry in sorted(records.glob("*/*/recipe.toml")):
         for run in read_entry(entry.parent).runs:
             runs[printed(run)] = run.path
+    for file in files:
+        refuse_double(read_entry(file).logs[0], runs)
+
+
+def log_files(paths: Sequence[Path]) -> list[Path]:
+    """The log files of files and folders, by name. Raises EntryError for names an entry cannot hold."""
+    files: dict[str, Path] = {}
     for path in paths:
         for log in read_entry(path).logs:
             file = log.path
@@ -124,7 +128,6 @@ def log_files(paths: Sequence[Path], records: Path) -> list[Path]:
             if file.name in files:
                 raise EntryError(f"{file} and {files[file.name]} have the same name: rename one")
             files[file.name] = file
-            refuse_double(log, runs)
     return [files[name] for name in sorted(files)]
 
 
