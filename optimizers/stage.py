@@ -205,7 +205,7 @@ class Row:
 
     def exchanged(self, stages: Mapping[str, str]) -> "Row":
         """The row with other stages, see `exchanged`."""
-        return exchanged(STEPS[self.name], stages).row if stages else self
+        return exchanged(named_step(self.name), stages).row if stages else self
 
     def check(self, given: Iterable[str]) -> None:
         """Raises TypeError for a name that is no hyperparameter, with the nearest that is."""

@@ -126,6 +126,11 @@ def test_a_row_is_found_by_its_name_and_exchanging_back_gives_the_method():
     assert exchanged(step, {"precondition": "none", "scale": "spectral"}) is STEPS["muon"]
 
 
+def test_an_exchanged_row_can_be_exchanged_further():
+    once = STEPS["muon"].row.exchanged({"precondition": "soap"})
+    assert once.exchanged({"land": "hyperball"}).name == "muon(precondition=soap, land=hyperball)"
+
+
 def test_muon_with_the_stages_of_another_method_is_that_method():
     weight, twin = torch.ones(6, 4).double(), torch.ones(6, 4).double()
     stages = {
