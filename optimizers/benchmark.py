@@ -12,8 +12,6 @@ nothing but its products (or, where it has next to none, moving its tensors once
 
 import argparse
 import json
-import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimizers import STEPS, MatrixOptimizer
+from optimizers.world import device_name
 
 HIDDEN_MATRICES = {(768, 768): 48, (3072, 768): 12, (768, 3072): 12}
 
@@ -44,13 +43,6 @@ class Measurement:
     rounds: int
     round_matmul_flops_per_s: float
     round_copy_bytes_per_s: float
-
-
-def processor_name() -> str:
-    """The model of this machine's processor: as Linux tells it, else as Python does."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def hidden_matrices(share: Fraction, device: str) -> list[nn.Parameter]:
@@ -242,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         groups = [group for group in groups if wanted & group.keys()]
     facts = {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else processor_name(),
+        "device": device_name(torch.device(options.device)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "matrices": {f"{m}x{n}": count for (m, n), count in HIDDEN_MATRICES.items()},

@@ -36,7 +36,7 @@ CPU_CALL_ELEMENTS = 2**16
 Form = tuple[torch.Size, torch.dtype, torch.device]
 
 # What a parameter group may hold beside `step` and its hyperparameters.
-GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim")
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim", "knots")
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
