@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
@@ -75,7 +75,7 @@ USER_ERRORS = (RecordError, ShardError, WorldError, PatternError)
 # Data: shards in name order, read in blocks; the order never depends on the seed
 
 
-def read_block(shard: np.ndarray, start: int, track: Track, world: World) -> tuple[Tensor, Tensor]:
+def read_block(shard: np.memmap, start: int, track: Track, world: World) -> tuple[Tensor, Tensor]:
     """This rank's inputs and targets [rows, context] (int64) of the block that begins at `start`."""
     share = track.batch_tokens // world.size
     block = shard[start : start + track.batch_tokens + 1]
@@ -87,7 +87,7 @@ def read_block(shard: np.ndarray, start: int, track: Track, world: World) -> tup
 
 
 def training_batches(
-    shards: list[np.ndarray], blocks: list[tuple[int, int]], track: Track, world: World
+    shards: list[np.memmap], blocks: list[tuple[int, int]], track: Track, world: World
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets of each block, on the device; a thread reads two ahead, over shard borders too."""
 
@@ -95,7 +95,8 @@ def training_batches(
         inputs, targets = read_block(shards[shard], start, track, world)
         if world.device.type == "cpu":
             return inputs, targets
-        return tuple(part.pin_memory().to(world.device, non_blocking=True) for part in (inputs, targets))
+        pinned = inputs.pin_memory(), targets.pin_memory()
+        return pinned[0].to(world.device, non_blocking=True), pinned[1].to(world.device, non_blocking=True)
 
     with ThreadPoolExecutor(1, thread_name_prefix="data") as reader:
         ahead = deque(reader.submit(fetch, *block) for block in blocks[:2])
@@ -219,13 +220,13 @@ class Differentiated(torch.autograd.Function):
     """A scalar whose gradients by the inputs are there already."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, value: Tensor, gradients: tuple, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
         return value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardCFunction, scale: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
 
 
@@ -261,14 +262,14 @@ class GPT(nn.Module):
         self.norm2 = RMSNorm(model_dim)
         self.proj = Linear(model_dim, vocab_size)
         self.register_buffer("angles", rotary_angles(context, head_dim), persistent=False)
-        self.softcapped = softcapped
+        self.softcapped, self.head_dim = softcapped, head_dim
         initialise(self, {}, seed=0)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """inputs, targets: [rows, time] of int64 -> the loss summed over all targets, in nats."""
         x = self.norm1(self.embed(inputs))
         precision = torch.promote_types(x.dtype, torch.float32)
-        angles = self.angles[: inputs.size(1), None]
+        angles = self.get_buffer("angles")[: inputs.size(1), None]
         cos, sin = angles.cos().to(precision), angles.sin().to(precision)
         with sdpa_kernel(ATTENTION, set_priority=True):
             for block in self.blocks:
@@ -278,13 +279,12 @@ class GPT(nn.Module):
 
 def initialise(model: GPT, init: dict, seed: int) -> None:
     """Start the parameters as [init] says, see start_parameters. RunError for a pattern of no module."""
-    head_dim = model.blocks[0].attn.head_dim
-    for pattern in start_parameters(dict(model.named_parameters()), init, seed, head_dim):
+    for pattern in start_parameters(dict(model.named_parameters()), init, seed, model.head_dim):
         raise RunError(f"[init] {pattern!r} matches no module; expected one such as 'mlp.fc'.")
 
 
 @torch.no_grad()
-def validate(model: GPT, shard: np.ndarray, track: Track, micro_batch: int, world: World) -> float:
+def validate(model: GPT, shard: np.memmap, track: Track, micro_batch: int, world: World) -> float:
     """Mean loss over the first `val_tokens` tokens of the validation shard; each rank its part of a block."""
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for start in range(0, track.val_tokens, track.batch_tokens):
@@ -307,12 +307,10 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
     tracks = shipped_tracks()
     if track and track.name not in tracks:
         tracks, changes = tracks | {track.name: track}, [*changes, f'track="{track.name}"']
-    return read_recipe(source, tracks, STEPS, changes, track and track.name, AROUND)
+    return read_recipe(source, tracks, STEPS, changes, track.name if track else None, AROUND)
 
 
-def build_optimizers(
-    model: nn.Module, recipe: Recipe, compiled: bool | None = None
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -> list[torch.optim.Optimizer]:
     """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
     then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
 
@@ -322,12 +320,12 @@ def build_optimizers(
     named = dict(model.named_parameters())
     hidden = {name: p for name, p in named.items() if name.startswith("blocks.") and p.ndim >= 2}
     rest = {name: p for name, p in named.items() if name not in hidden}
-    matrix, moved, head_dim = recipe.matrix, recipe.schedule["matrix"], model.blocks[0].attn.head_dim
+    matrix, moved = recipe.matrix, recipe.schedule["matrix"]
     usual, own = adamw_groups(rest, plain_in(recipe.aux), tables_in(recipe.aux), AUX_OPTIONS)
-    groups = matrix_groups(hidden, plain_in(matrix), tables_in(matrix), moved, head_dim)
+    groups = matrix_groups(hidden, plain_in(matrix), tables_in(matrix), moved, model.head_dim)
+    optimizers: dict[str, torch.optim.Optimizer]
     optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
-    options = {"step": recipe.matrix["step"], "reduce_gradients": False, "compile": compiled}
-    optimizers["matrix"] = MatrixOptimizer(groups, **options)
+    optimizers["matrix"] = MatrixOptimizer(groups, matrix["step"], reduce_gradients=False, compile=compiled)
     optimizers |= {"adam": AuxAdamW(own)} if own else {}
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     covered = [p for group in groups for p in group["params"]]
@@ -339,7 +337,7 @@ def build_optimizers(
         kind, late = ("aux", 1) if ahead.get("scaled_by") == "embed_before" else ("matrix", 0)
         ahead |= {"initial_lr": ahead["strength"], "schedule": kind, "late": late,
                   "window": (ahead["start"], ahead["stop"])}  # fmt: skip
-        optimizers["lookahead"] = EMANesterov([{"params": model.parameters()} | ahead])
+        optimizers["lookahead"] = EMANesterov([{"params": list(model.parameters()), **ahead}])
     for name, table in recipe.surroundings().items():
         optimizers[name] = around_of(name, named, plain_in(table), tables_in(table))
     for optimizer in optimizers.values():
@@ -439,8 +437,9 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
 
 def distributed(model: GPT, world: World) -> nn.Module:
     """The model, its gradients averaged over the processes in the buffers in which they travel."""
-    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
-    return DistributedDataParallel(model, **options) if world.size > 1 else model
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
@@ -465,8 +464,8 @@ def forward_backward(net: nn.Module, batch: tuple[Tensor, ...], micro_batch: int
     """
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     pairs = list(zip(*(part.split(micro_batch) for part in batch), strict=True))
-    for number, (x, y) in enumerate(pairs, 1):
-        with net.no_sync() if world.size > 1 and number < len(pairs) else nullcontext():
+    for left, (x, y) in zip(reversed(range(len(pairs))), pairs, strict=True):
+        with net.no_sync() if isinstance(net, DistributedDataParallel) and left else nullcontext():
             loss = net(x, y)
             (loss * world.size).backward()
         total += loss.detach()
@@ -521,8 +520,9 @@ def train(
     optimizers = build_optimizers(model, recipe, None if args.compile else False)
     if "step" in state:
         try:
-            for part, saved in zip([model, *optimizers], [state["model"], *state["optimizers"]], strict=True):
-                part.load_state_dict(saved)
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise RunError(f"--resume: the checkpoint does not fit: {str(error).splitlines()[0]}") from None
         log.line(f"resumed at step {state['step']}, world_size: {world.size}")
@@ -551,12 +551,12 @@ def train(
     for step in range(first, recipe.train_steps + 1):
         if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
             clock.stop()
-            losses, told = read_losses(
+            losses, readout = read_losses(
                 optimizers, lambda: validate(model, data.val, track, args.micro_batch, world), args.readouts
             )
             val_loss = losses["val_loss"]
             average = 1000 * (clock.seconds - last_seconds) / (step - last) if step > last else math.nan
-            columns = " ".join(f"{name}:{loss:.5f}" for name, loss in losses.items()) + told
+            columns = " ".join(f"{name}:{loss:.5f}" for name, loss in losses.items()) + readout
             line = f"step:{step}/{recipe.train_steps} {columns} train_time:{clock.seconds:.3f}s"
             log.line(line := f"{line} step_avg:{average:.2f}ms", (run, step))
             log.record(seed=seed, step=step, **losses, train_time=clock.seconds)
@@ -573,14 +573,15 @@ def train(
             raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
         loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         ends = torch.full_like(loss, len(STOP) + bool(log.error))
-        told = torch.stack([loss, norm / world.size, ends])
-        loss, norm, stopping = world.sum(told).tolist()  # the one wait for the device
+        of_rank = torch.stack([loss, norm / world.size, ends])
+        loss, norm, stopping = world.sum(of_rank).tolist()  # the one wait for the device
         loss = loss / track.batch_tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            bad = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
-            told = f"not finite at step {step}: loss {loss}, gradient of {bad[0] if bad else 'no parameter'}"
+            gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+            bad = next((name for name, grad in gradients if not grad.isfinite().all()), "no parameter")
+            told = f"not finite at step {step}: loss {loss}, gradient of {bad}"
             told += "; last validation {1:.5f} at step {0}".format(*curve[-1]) if curve else ""
             log.line(told)
             clock.stop()
@@ -627,8 +628,7 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
         folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
         if foreign_shard(folder, name, track.shards, track.shard_tokens):
             raise  # nothing is fetched into a folder with the user's own shards
-        sizes = track.batch_tokens, track.shard_tokens, track.shards
-        shards = shards_needed(folder, recipe.train_steps, *sizes)
+        shards = shards_needed(folder, recipe.train_steps, track.batch_tokens, track.shard_tokens, track.shards)
         fetch = [track.fetch] + (["--shards", str(shards)] if track.shards > 1 else [])
     print(torch.cuda.device_count(), *fetch)
 
@@ -689,12 +689,12 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
         compile_seconds = warm_up(recipe, world, args) if args.compile else 0.0
         if not resumed:
             versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, Python {python_version()}"
-            told = {"id": log.path.stem, "device": device_name(world.device), "world_size": world.size,
+            head = {"id": log.path.stem, "device": device_name(world.device), "world_size": world.size,
                     "track": track.name, "recipe": recipe.name, "target": track.target, "seeds": args.seeds,
                     "train_steps": recipe.train_steps, "micro_batch": args.micro_batch,
                     "batch_tokens": track.batch_tokens, "compiled": args.compile,
                     "threads": torch.get_num_threads(), "compile_seconds": compile_seconds}  # fmt: skip
-            log.head(script, versions, told | facts, recipe.toml())
+            log.head(script, versions, head | facts, recipe.toml())
         if world.rank == 0:
             gpu = "" if world.device.type == "cuda" else f"no GPU found: {track.name} on the CPU\n"
             say(f"{gpu}{recipe.toml()}\n\nworld size {world.size}, log {log.path}")

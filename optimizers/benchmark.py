@@ -19,6 +19,7 @@ from datetime import date
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,13 @@ def hidden_matrices(share: Fraction, device: str) -> list[nn.Parameter]:
     return params
 
 
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
 class MediumMatrixOptimizer(MatrixOptimizer):
     """Steps under set_float32_matmul_precision("medium"): bfloat16 in polar, as torch.optim.Muon has."""
 
-    def step(self, closure: Callable | None = None) -> object:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium")
         try:
@@ -70,10 +74,10 @@ class MediumMatrixOptimizer(MatrixOptimizer):
             torch.set_float32_matmul_precision(precision)
 
 
-def contenders() -> list[dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]]:
+def contenders() -> list[dict[str, Make]]:
     """Optimizers by name, in groups that are measured in alternation."""
-    ours = {name: partial(MatrixOptimizer, step=name, lr=1e-4) for name in STEPS}
-    groups = [
+    ours: dict[str, Make] = {name: partial(MatrixOptimizer, step=name, lr=1e-4) for name in STEPS}
+    groups: list[dict[str, Make]] = [
         {"torch.optim.AdamW(fused)": partial(torch.optim.AdamW, lr=1e-4, fused=True)}
         | {name: ours.pop(name) for name in ("adamw", "rmnp", "nora")},
         {
@@ -99,9 +103,9 @@ def seconds(work: Callable[[], object], device: str) -> float:
         end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
-    begin = time.perf_counter()
+    began = time.perf_counter()
     work()
-    return time.perf_counter() - begin
+    return time.perf_counter() - began
 
 
 def bare_products(device: str) -> tuple[Callable[[], None], float]:

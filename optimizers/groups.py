@@ -50,7 +50,8 @@ def adamw_groups(
     kinds = {"embed.weight": "embed", "proj.weight": "head"}
     options = {key: aux[key] for key in ("betas", "eps", "weight_decay")}
     options |= {key: aux.get(key, default) for key, default in extra.items()}
-    usual, own = [], []
+    usual: list[Group] = []
+    own: list[Group] = []
     for kind in ("embed", "head", "scalar"):
         of_kind = {name: p for name, p in named.items() if kinds.get(name, "scalar") == kind}
         tables = {pattern: table for pattern, table in patterns.items()

@@ -451,7 +451,7 @@ def names_of(group: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------
 
 
-def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[MatrixStack]:
+def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[MatrixStack]:
     """The stacks of a group, shared out evenly over the ranks; adds to `load`, the work of each rank.
 
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.

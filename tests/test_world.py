@@ -203,8 +203,10 @@ def test_an_error_of_one_process_is_told_and_ends_all(nano_data, tmp_path):
         run_rank(rank, port, "--data", str(data), "--out", str(tmp_path / "o"))
         for rank, data in enumerate((nano_data, tmp_path))
     ]
-    began, errors = time.monotonic(), [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert all(rank.returncode for rank in ranks) and time.monotonic() - began < 60
+    while all(rank.poll() is None for rank in ranks):
+        time.sleep(0.1)
+    errors = [rank.communicate(timeout=30)[1] for rank in ranks]  # both leave when one does
+    assert all(rank.returncode for rank in ranks)
     assert re.search(r"^error \(rank 1, host \S+\): no train shards", errors[0], re.M)
     assert not list(tmp_path.glob("o/*"))
 

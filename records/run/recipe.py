@@ -55,8 +55,11 @@ LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 class Keyword(Protocol):
     """A hyperparameter of a method: its name, its default, and what a value must be."""
 
-    name: str
-    default: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def default(self) -> Any: ...
 
     @property
     def expected(self) -> str: ...

@@ -27,16 +27,16 @@ def learning_rate_factor(step: int, recipe: Recipe, kind: str) -> float:
     """
     schedule = recipe.schedule
     said = {key: schedule[key if kind == "matrix" else f"aux_{key}"] for key in COOLDOWN}
-    step = step - (value_at(schedule["delay"], step) if schedule["delay"] else 0)
+    now = step - (value_at(schedule["delay"], step) if schedule["delay"] else 0)
     if said["phases"]:
-        return value_at(said["phases"], step)
+        return value_at(said["phases"], now)
     plan = said["steps"] or recipe.train_steps
-    steps = [total for start, total in plan if start <= step][-1] if isinstance(plan, list) else plan
+    steps = [total for start, total in plan if start <= now][-1] if isinstance(plan, list) else plan
     frac = said["cooldown_steps"] / steps if said["cooldown_steps"] else said["cooldown_frac"]
-    left = max(1 - step / steps, 0)
+    left = max(1 - now / steps, 0)
     factor = (left / frac) ** said["cooldown_power"] if left <= frac else 1.0
     factor = said["floor"] + (1 - said["floor"]) * factor if said["floor"] else factor
-    return factor * min(1.0, step / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
+    return factor * min(1.0, now / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
 
 
 def validates(step: int, recipe: Recipe) -> bool:
