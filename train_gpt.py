@@ -621,15 +621,14 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     try:
         open_data(data, recipe)
     except ShardError:
-        if not track.fetch:
-            raise
+        folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
+        if not track.fetch or foreign_shard(folder, name, track.shards, track.shard_tokens):
+            raise  # nothing is fetched into a folder with the user's own shards
         if not data.is_dir():
             raise RunError(f"--data {data}: no such folder. Make it to have the data fetched.") from None
-        folder, name = data / track.dataset, track.fetch.rpartition(".")[2]
-        if foreign_shard(folder, name, track.shards, track.shard_tokens):
-            raise  # nothing is fetched into a folder with the user's own shards
-        shards = shards_needed(folder, recipe.train_steps, track.batch_tokens, track.shard_tokens, track.shards)
-        fetch = [track.fetch] + (["--shards", str(shards)] if track.shards > 1 else [])
+        sizes = track.batch_tokens, track.shard_tokens, track.shards
+        count = str(shards_needed(folder, recipe.train_steps, *sizes))
+        fetch = [track.fetch, "--shards", count] if track.shards > 1 else [track.fetch]
     print(torch.cuda.device_count(), *fetch)
 
 
