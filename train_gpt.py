@@ -43,6 +43,7 @@ from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
 from optimizers.explain import explained
+from optimizers.own_step import PARTS, own_steps
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from records.run.flatten import flatten, literal
@@ -352,8 +353,8 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
 def build_optimizers(
     model: nn.Module, recipe: Recipe, compiled: bool | None = None
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
-    then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
+    """AdamW for the embedding, the head and the 1-D parameters, but for [embed] and [head]; the recipe's step
+    for the hidden matrices; then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
 
     Every group remembers what set_learning_rates needs: `initial_lr` and its `schedule` ("aux" or "matrix"),
     and the `knots` of whatever else changes over the run.
@@ -363,6 +364,7 @@ def build_optimizers(
     options = {"step": recipe.matrix["step"], "reduce_gradients": False, "compile": compiled}
     optimizers["matrix"] = MatrixOptimizer(matrix_groups(model, recipe), **options)
     optimizers |= {"adam": AuxAdamW(own)} if own else {}
+    optimizers |= own_steps(dict(model.named_parameters()), recipe.own_steps())
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     covered = [p for group in groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
@@ -405,7 +407,8 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
 
 def aux_groups(model: nn.Module, recipe: Recipe) -> tuple[list[dict], list[dict]]:
     """AdamW's parameter groups: those for torch's, and those for AuxAdamW, which has more options."""
-    rest = {name: p for name, p in model.named_parameters() if not is_hidden(name, p)}
+    apart = [PARTS[kind] for kind in recipe.own_steps()]
+    rest = {name: p for name, p in model.named_parameters() if not is_hidden(name, p) and name not in apart}
     aux, kinds = recipe.aux, {"embed.weight": "embed", "proj.weight": "head"}
     options = {key: aux[key] for key in ("betas", "eps", "weight_decay")}
     options |= {key: aux.get(key, default) for key, default in AUX_OPTIONS.items()}
@@ -790,7 +793,6 @@ def train(
     first, curve = state.get("step", 0), state.get("curve", [])
     clock = Clock(world.barrier, state.get("seconds", 0.0))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    names = [f"lr.{name}" for name in ("embed", "head", "scalar", *recipe.patterns(), "matrix")]
 
     def checkpoint(step: int) -> tuple[bool, str]:
         """Whether it was written, and the checkpoint to go on from. Collective: every rank calls it."""
@@ -849,7 +851,8 @@ def train(
                 around.abandon()
             raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
         apply_update(optimizers)
-        rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
+        named = ((group["name"], group["lr"]) for group in groups if {"name", "schedule"} <= group.keys())
+        rates = {f"lr.{'matrix' if name == '*' else name}": lr for name, lr in named}
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
         if stopping or (args.checkpoint_every and (step + 1) % args.checkpoint_every == 0):
@@ -945,7 +948,7 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
 
 def explain(recipe: Recipe) -> Iterator[str]:
     """The stages of every table of [matrix], with the effective value of every hyperparameter."""
-    for pattern, table in {"*": recipe.matrix, **recipe.patterns()}.items():
+    for pattern, table in {"*": recipe.matrix, **recipe.patterns(), **recipe.own_steps()}.items():
         name = step_name(table)
         yield f"{pattern}: {name}"
         yield from explained(named_step(name), table)
