@@ -353,8 +353,9 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
 def build_optimizers(
     model: nn.Module, recipe: Recipe, compiled: bool | None = None
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for the embedding, the head and the 1-D parameters, but for [embed] and [head]; the recipe's step
-    for the hidden matrices; then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
+    """AdamW for the embedding, the head and the 1-D parameters, or what [embed] and [head] say; the recipe's
+    step for the hidden matrices; then what goes around their update: EMA-Nesterov where the recipe looks
+    ahead, [around], [readout].
 
     Every group remembers what set_learning_rates needs: `initial_lr` and its `schedule` ("aux" or "matrix"),
     and the `knots` of whatever else changes over the run.

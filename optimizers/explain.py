@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping
 
 from optimizers.stage import KINDS, STEPS, Row, Step
 
-
 # Methods that a reader may look for, and why none of them is a row.
 MISSING = {
-    "Intrinsic Muon (arXiv 2605.09238)": "for LoRA pairs and orthonormal weights; of a free matrix it is Muon",
+    "Intrinsic Muon (arXiv 2605.09238)": "for LoRA pairs and orthonormal weights; else it is Muon",
     "gate, up and down projections of SwiGLU, routers (arXiv 2605.18106)": "these models have none",
 }
 
 
 def method_map() -> str:
-    """A Markdown table: every method, and the stage it has of each kind; below it, what is missing and why."""
+    """A Markdown table: each method, its stage of each kind; below it, what is missing and why."""
     head = ["method", *KINDS]
     rows = [[f"`{name}`", *stage_names(step.row)] for name, step in sorted(STEPS.items())]
     table = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]

@@ -375,7 +375,7 @@ def parse_aux(said: dict, default: dict, elsewhere: list[str]) -> dict:
     """
     for part in elsewhere:
         if f"{part}_lr" in said:
-            raise RecipeError(f"[aux] says {part}_lr, AdamW's, which [{part}] replaces; expected one of them.")
+            raise RecipeError(f"[aux] says {part}_lr, but [{part}] replaces AdamW; expected one of them.")
     default = {key: value for key, value in default.items() if key.removesuffix("_lr") not in elsewhere}
     plain, options = plain_in(said), {key: default[key] for key in ("betas", "eps", "weight_decay")}
     check_keys("[aux]", plain, [*default, *AUX_OPTIONS])
