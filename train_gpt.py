@@ -902,6 +902,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--recipes", action="store_true", help="list the recipes and leave")
     add("--explain", action="store_true", help="print the stages of the recipe, with every value, and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
+    add("--instruments", type=int, nargs="?", const=25, metavar="EVERY", help="measure each matrix's updates")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add_run_options(parser)
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
