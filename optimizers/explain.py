@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from optimizers.stage import KINDS, STEPS, Row, Step
+from optimizers.stage import KINDS, STEPS, Row, Step, exchanged
 
 # Methods that a reader may look for, and why none of them is a row.
 MISSING = {
@@ -27,7 +27,16 @@ def stage_names(row: Row) -> list[str]:
     return [found.get(kind, "") for kind in KINDS]
 
 
-def explained(step: Step, values: Mapping[str, object]) -> Iterator[str]:
+def explained(tables: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
+    """For each pattern of matrices, its table of [matrix]: the stages and every hyperparameter."""
+    for pattern, values in tables.items():
+        stages = {kind: str(values[kind]) for kind in KINDS if kind in values}
+        step = exchanged(STEPS[str(values["step"])], stages)
+        yield f"{pattern}: {step.row.name}"
+        yield from stages_told(step, values)
+
+
+def stages_told(step: Step, values: Mapping[str, object]) -> Iterator[str]:
     """The stages of a method, and each hyperparameter: value, default where it differs, range, meaning."""
     row = step.row
     told: set[str] = set()

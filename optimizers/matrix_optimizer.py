@@ -37,7 +37,7 @@ CPU_CALL_ELEMENTS = 2**16
 Form = tuple[torch.Size, torch.dtype, torch.device]
 
 # What a parameter group may hold beside `step` and its hyperparameters.
-GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim")
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim", "knots")
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -455,7 +455,7 @@ def names_of(group: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------
 
 
-def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[MatrixStack]:
+def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[MatrixStack]:
     """The stacks of a group, shared out evenly over the ranks; adds to `load`, the work of each rank.
 
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.

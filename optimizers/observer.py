@@ -27,7 +27,11 @@ class Observer:
     """
 
     def __init__(
-        self, optimizers: list[torch.optim.Optimizer], layers: Mapping[str, nn.Module], every: int, write: Write
+        self,
+        optimizers: list[torch.optim.Optimizer],
+        layers: Mapping[str, nn.Module],
+        every: int,
+        write: Write,
     ) -> None:
         self.matrix = next(each for each in optimizers if isinstance(each, MatrixOptimizer))
         self.layers, self.every, self.write = layers, every, write

@@ -1,6 +1,6 @@
 """A step function on whole parameters that every rank holds: the embedding's and the head's, for AdamW."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 import torch
 from torch import Tensor
@@ -45,12 +45,17 @@ class OwnStep(OwnPrecision):
                     p.copy_(wide)
 
 
-def own_steps(named: Mapping[str, Tensor], tables: Mapping[str, Mapping[str, object]]) -> dict[str, OwnStep]:
-    """An optimizer for each table, `step`, stages and hyperparameters, of "embed" and of "head"."""
+def own_steps(
+    named: MutableMapping[str, Tensor], tables: Mapping[str, Mapping[str, object]]
+) -> dict[str, OwnStep]:
+    """An optimizer for each table, `step`, stages and hyperparameters, of "embed" and of "head".
+
+    Its parameter is taken out of `named`: the others are for AdamW.
+    """
     made = {}
     for kind, table in tables.items():
         stages = {key: str(table[key]) for key in KINDS if key in table}
         step = exchanged(named_step(str(table["step"])), stages)
         values = {key: value for key, value in table.items() if key not in (*KINDS, "step")}
-        made[kind] = OwnStep([{"params": [named[PARTS[kind]]], "name": kind}], step, **values)
+        made[kind] = OwnStep([{"params": [named.pop(PARTS[kind])], "name": kind}], step, **values)
     return made

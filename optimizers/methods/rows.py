@@ -1,5 +1,4 @@
-"""Methods that normalise rows or columns, O(mn). Words and signs as in methods/muon.py.
-"""
+"""Methods that normalise rows or columns, O(mn). Words and signs as in methods/muon.py."""
 
 from optimizers.stage import method
 from optimizers.stages.direction import rows, sinkhorn, tangent_rows, whitened

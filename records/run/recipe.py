@@ -4,7 +4,6 @@ A shipped recipe is `records/<track>/<name>.toml`, that of an entry `records/<tr
 """
 
 import difflib
-import fnmatch
 import inspect
 import json
 import math
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from records import RecordError
 from records.run.track import RECORDS, Track, is_name, is_number
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
@@ -51,11 +51,15 @@ SCALES = ("matrix", "embed_before")  # of the look-ahead
 LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 
 
+
 class Keyword(Protocol):
     """A hyperparameter of a method: its name, its default, and what a value must be."""
 
-    name: str
-    default: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def default(self) -> Any: ...
 
     @property
     def expected(self) -> str: ...
@@ -79,7 +83,7 @@ class Method(Protocol):
     def row(self) -> Rows: ...
 
 
-class RecipeError(ValueError):
+class RecipeError(RecordError):
     """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
 
 
@@ -136,11 +140,6 @@ class Recipe:
         tables |= self.own_steps()
         return "\n".join(toml_lines(head | tables))
 
-    def differences(self, other: str) -> str:
-        """What the effective recipe `other` says otherwise (-) and this one instead (+), in one line."""
-        lines = difflib.ndiff(other.splitlines(), self.toml().splitlines())
-        return "; ".join(line for line in lines if line[0] in "-+")
-
     def step_names(self) -> list[str]:
         """The step functions it uses, by name and with their exchanged stages, sorted."""
         tables = [self.matrix, *self.patterns().values(), *self.own_steps().values()]
@@ -157,6 +156,14 @@ class Recipe:
     def patterns(self) -> dict[str, dict]:
         """The tables of [matrix] for some matrices only, by pattern."""
         return tables_in(self.matrix)
+
+
+def run_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a run of `then` says otherwise (-) and one of `now` instead (+): recipe (TOML), seeds, track."""
+    lines = difflib.ndiff(then["recipe"].splitlines(), now["recipe"].splitlines())
+    others = [key for key in now if key != "recipe" and then[key] != now[key]]
+    told = "; ".join(line for line in lines if line[0] in "-+")
+    return told or "; ".join(f"- {key} {then[key]}; + {now[key]}" for key in others)
 
 
 def tables_in(table: dict) -> dict[str, dict]:
@@ -586,11 +593,6 @@ def hyperparameters(
                 raise RecipeError(f"{where} says {name} = {value!r}; expected {keyword.expected}.") from None
         effective[name] = list(value) if isinstance(value, tuple) else value
     return effective
-
-
-def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern names a module, from its block on ("mlp.*") or in full ("blocks.0.mlp.fc")."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (re.sub(r"^blocks\.\d+\.", "", module), module))
 
 
 def check_keys(where: str, table: dict, known: list[str]) -> None:
