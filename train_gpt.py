@@ -40,11 +40,13 @@ from optimizers.around.around import Around, arounds_in, read_losses
 from optimizers.aux_adamw import AuxAdamW
 from optimizers.ema_nesterov import EMANesterov
 from optimizers.explain import explained
-from optimizers.groups import PatternError, adamw_groups, around_of, matrix_groups
+from optimizers.groups import PatternError, adamw_groups, around_of, learning_rates, matrix_groups
+from optimizers.own_step import own_steps
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from optimizers.world import World, WorldError, device_name, has_gpu, join_world
 from records import RecordError
+from records.observe import observing
 from records.run import RunError
 from records.run.flatten import flatten, literal
 from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles
@@ -66,8 +68,6 @@ from records.run.signals import catch_signals, last_words, say
 from records.run.track import Track, read_track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parent
-
-
 USER_ERRORS = (RecordError, ShardError, WorldError, PatternError)
 
 
@@ -311,8 +311,8 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | 
 
 
 def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -> list[torch.optim.Optimizer]:
-    """AdamW for the embedding, the head and the 1-D parameters; the recipe's step for the hidden matrices;
-    then what goes around their update: EMA-Nesterov where the recipe looks ahead, [around], [readout].
+    """AdamW for the embedding and the head, but for [embed] and [head], and for 1-D parameters; the recipe's
+    step for the hidden matrices; then what goes around their update: EMA-Nesterov, [around], [readout].
 
     Every group remembers what set_learning_rates needs: `initial_lr` and its `schedule` ("aux" or "matrix"),
     and the `knots` of whatever else changes over the run.
@@ -321,12 +321,13 @@ def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -
     hidden = {name: p for name, p in named.items() if name.startswith("blocks.") and p.ndim >= 2}
     rest = {name: p for name, p in named.items() if name not in hidden}
     matrix, moved = recipe.matrix, recipe.schedule["matrix"]
+    ends = own_steps(rest, recipe.own_steps())  # which takes them out of the rest
     usual, own = adamw_groups(rest, plain_in(recipe.aux), tables_in(recipe.aux), AUX_OPTIONS)
     groups = matrix_groups(hidden, plain_in(matrix), tables_in(matrix), moved, model.head_dim)
     optimizers: dict[str, torch.optim.Optimizer]
     optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
     optimizers["matrix"] = MatrixOptimizer(groups, matrix["step"], reduce_gradients=False, compile=compiled)
-    optimizers |= {"adam": AuxAdamW(own)} if own else {}
+    optimizers |= ({"adam": AuxAdamW(own)} if own else {}) | ends
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     covered = [p for group in groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
@@ -529,7 +530,8 @@ def train(
     first, curve = state.get("step", 0), state.get("curve", [])
     clock = Clock(world.barrier, state.get("seconds", 0.0))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    names = [f"lr.{name}" for name in ("embed", "head", "scalar", *recipe.patterns(), "matrix")]
+    watch = args.observe(model, optimizers, log.path, seed)
+    validation = model, data.val, track, args.micro_batch, world
 
     def checkpoint(step: int) -> tuple[bool, str]:
         """Whether it was written, and the checkpoint to go on from. Collective: every rank calls it."""
@@ -551,9 +553,8 @@ def train(
     for step in range(first, recipe.train_steps + 1):
         if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
             clock.stop()
-            losses, readout = read_losses(
-                optimizers, lambda: validate(model, data.val, track, args.micro_batch, world), args.readouts
-            )
+            with watch.validating(step):
+                losses, readout = read_losses(optimizers, lambda: validate(*validation), args.readouts)
             val_loss = losses["val_loss"]
             average = 1000 * (clock.seconds - last_seconds) / (step - last) if step > last else math.nan
             columns = " ".join(f"{name}:{loss:.5f}" for name, loss in losses.items()) + readout
@@ -588,8 +589,9 @@ def train(
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
             raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
-        apply_update(optimizers)
-        rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
+        with watch.updating(step):
+            apply_update(optimizers)
+        rates = learning_rates(groups)
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
         if stopping or (args.checkpoint_every and (step + 1) % args.checkpoint_every == 0):
@@ -667,8 +669,6 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
     if checkpoint and (told := run_differences(checkpoint, new)):
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {told}")
     seeds, track = parse_seeds(args.seeds), recipe.track
-    if args.checkpoint_every is not None and args.checkpoint_every < 1:
-        raise RunError(f"--checkpoint-every {args.checkpoint_every}: expected a number of steps above 0.")
     data = world.agreed(lambda: open_data(args.data, recipe), USER_ERRORS)  # before anything is written
     facts = data.facts()
     if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
@@ -739,9 +739,10 @@ def main(argv: list[str]) -> None:
         checkpoint = read_checkpoint(args, world)
         recipe = world.agreed(lambda: choose_recipe(args, checkpoint), USER_ERRORS)
         if args.explain:
-            return print("\n".join(explained({"*": recipe.matrix, **recipe.patterns()})))
+            return print("\n".join(explained({"*": recipe.matrix} | recipe.patterns() | recipe.own_steps())))
         if args.plan:
             return print_plan(recipe, args)
+        args.observe = observing(args.instruments, recipe, args.seeds) if args.instruments else args.observe
         return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint, world)
 
 

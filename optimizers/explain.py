@@ -4,12 +4,19 @@ from collections.abc import Iterator, Mapping
 
 from optimizers.stage import KINDS, STEPS, Row, Step, exchanged
 
+# Methods that a reader may look for, and why none of them is a row.
+MISSING = {
+    "Intrinsic Muon (arXiv 2605.09238)": "for LoRA pairs and orthonormal weights; else it is Muon",
+    "gate, up and down projections of SwiGLU, routers (arXiv 2605.18106)": "these models have none",
+}
+
 
 def method_map() -> str:
-    """A Markdown table: every method, and the stage it has of each kind."""
+    """A Markdown table: each method, its stage of each kind; below it, what is missing and why."""
     head = ["method", *KINDS]
     rows = [[f"`{name}`", *stage_names(step.row)] for name, step in sorted(STEPS.items())]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+    table = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join([*table, "", *(f"Not here: {name}: {why}." for name, why in MISSING.items())])
 
 
 def stage_names(row: Row) -> list[str]:

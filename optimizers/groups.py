@@ -103,3 +103,9 @@ def around_of(
         knots = {key: value for key, value in lists.items() if isinstance(value[0], list)}
         group |= {key: points[0][1] for key, points in knots.items()} | {"name": name, "knots": knots}
     return AROUND[table["kind"]](groups, **values)
+
+
+def learning_rates(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What a step reports: "lr.embed", "lr.matrix" and so on, of every named group that a schedule moves."""
+    named = ((group["name"], group["lr"]) for group in groups if {"name", "schedule"} <= group.keys())
+    return {f"lr.{'matrix' if name == '*' else name}": lr for name, lr in named}

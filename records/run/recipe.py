@@ -42,7 +42,7 @@ RANGES = {
     ),
     "slope": (-math.inf, math.inf),
 }
-TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout")
+TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout", "embed", "head")
 AUX_OPTIONS = {"bias_correction": True, "master": False}  # beside the track's; in tables by pattern `lr` too
 INIT = {"law": "normal", "bias": "zero", "gain_signs": 0.1, "paired_from": 6, "paired_shrink": 0.5}
 INIT_RULE = {"std": 0.02, "law": "normal", "factor": 1.0, "slope": 0.3, "bias": "zero"}  # of a pattern
@@ -113,6 +113,8 @@ class Recipe:
               `but`, patterns of the parameters it is over, its hyperparameters; a table by pattern in it says
               them otherwise for some. Knots in place of a number change it over the run.
     readout:  the same for what validation reads in place of the trained weights; in their order.
+    embed, head: `step` and hyperparameters of the embedding or the head, in place of AdamW, on AdamW's
+              schedule; empty: AdamW.
     facts:    description, base (the entry it builds on), published (number of the published result).
     """
 
@@ -127,17 +129,25 @@ class Recipe:
     facts: dict = field(default_factory=dict)
     around: dict = field(default_factory=dict)
     readout: dict = field(default_factory=dict)
+    embed: dict = field(default_factory=dict)
+    head: dict = field(default_factory=dict)
 
     def toml(self) -> str:
         """The effective recipe: reading it back gives the same recipe."""
         head = {**self.facts, "name": self.name, "track": self.track.name, "train_steps": self.train_steps}
         tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
         tables |= {"lookahead": self.lookahead, "around": self.around, "readout": self.readout}
+        tables |= self.own_steps()
         return "\n".join(toml_lines(head | tables))
 
     def step_names(self) -> list[str]:
         """The step functions it uses, by name and with their exchanged stages, sorted."""
-        return sorted({step_name(self.matrix), *map(step_name, self.patterns().values())})
+        tables = [self.matrix, *self.patterns().values(), *self.own_steps().values()]
+        return sorted(set(map(step_name, tables)))
+
+    def own_steps(self) -> dict[str, dict]:
+        """[embed] and [head], of those that are there."""
+        return {key: table for key, table in (("embed", self.embed), ("head", self.head)) if table}
 
     def surroundings(self) -> dict[str, dict]:
         """The tables of [around], then those of [readout], by name: the order in which they work."""
@@ -318,7 +328,7 @@ def parse_recipe(
     for key in TABLES:
         if not isinstance(value := table.get(key, {}), dict):
             raise RecipeError(f"recipe {name} says {key} = {value!r}; expected a table [{key}].")
-    matrix, aux, schedule, init, lookahead, around, readout = (table.get(key, {}) for key in TABLES)
+    matrix, aux, schedule, init, lookahead, around, readout, *ends = (table.get(key, {}) for key in TABLES)
     plain = plain_in(matrix)
     effective = hyperparameters("[matrix]", plain, steps)
     for pattern, value in matrix.items():
@@ -332,7 +342,11 @@ def parse_recipe(
             raise RecipeError(
                 f'[matrix."{pattern}"] says couple = {partner!r}; expected another pattern of [matrix].'
             )
-    aux = parse_aux(aux, default)
+    embed, head = (
+        hyperparameters(f"[{key}]", end, steps) if end else {}
+        for key, end in zip(("embed", "head"), ends, strict=True)
+    )
+    aux = parse_aux(aux, default, [key for key, end in (("embed", embed), ("head", head)) if end])
     check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
     check_keys("[lookahead]", lookahead, [*LOOKAHEAD, "scaled_by"])
@@ -357,12 +371,19 @@ def parse_recipe(
     )
     if twice := [key for key in around if key in readout]:
         raise RecipeError(f"[around.{twice[0]}] and [readout.{twice[0]}]: expected two names.")
-    tables = (effective, aux, schedule, init, lookahead, facts, around, readout)
+    tables = (effective, aux, schedule, init, lookahead, facts, around, readout, embed, head)
     return Recipe(name, tracks[track], train_steps, *tables)
 
 
-def parse_aux(said: dict, default: dict) -> dict:
-    """The effective [aux]: the track's default where nothing is said; options by pattern over the rest."""
+def parse_aux(said: dict, default: dict, elsewhere: list[str]) -> dict:
+    """The effective [aux]: the track's default where nothing is said; options by pattern over the rest.
+
+    elsewhere: which of "embed" and "head" has a step function of its own; AdamW has no rate for it.
+    """
+    for part in elsewhere:
+        if f"{part}_lr" in said:
+            raise RecipeError(f"[aux] says {part}_lr, but [{part}] replaces AdamW; expected one of them.")
+    default = {key: value for key, value in default.items() if key.removesuffix("_lr") not in elsewhere}
     plain, options = plain_in(said), {key: default[key] for key in ("betas", "eps", "weight_decay")}
     check_keys("[aux]", plain, [*default, *AUX_OPTIONS])
     check_kinds("[aux]", plain, default | AUX_OPTIONS)
