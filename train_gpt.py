@@ -327,9 +327,9 @@ def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -
     optimizers: dict[str, torch.optim.Optimizer]
     optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
     optimizers["matrix"] = MatrixOptimizer(groups, matrix["step"], reduce_gradients=False, compile=compiled)
-    optimizers |= ({"adam": AuxAdamW(own)} if own else {}) | ends
-    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-    covered = [p for group in groups for p in group["params"]]
+    optimizers |= {"adam": AuxAdamW(own)} if own else {}
+    optimizers |= ends
+    covered = [p for made in optimizers.values() for group in made.param_groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
     for kind, optimizer in optimizers.items():
         for group in optimizer.param_groups:
