@@ -1,1 +1,7 @@
 """What the trainer reads and writes: recipe, track, log, and the run as one script."""
+
+from records import RecordError
+
+
+class RunError(RecordError):
+    """The run cannot start or go on. The message is for the user: expected, found, what to do."""
