@@ -1,9 +1,9 @@
 """A step function on whole parameters that every rank holds: the embedding's and the head's, for AdamW."""
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from optimizers.own_precision import OwnPrecision
 from optimizers.stage import KINDS, Step, exchanged, named_step
@@ -46,13 +46,13 @@ class OwnStep(OwnPrecision):
 
 
 def own_steps(
-    named: MutableMapping[str, Tensor], tables: Mapping[str, Mapping[str, object]]
-) -> dict[str, OwnStep]:
+    named: dict[str, nn.Parameter], tables: Mapping[str, Mapping[str, object]]
+) -> dict[str, torch.optim.Optimizer]:
     """An optimizer for each table, `step`, stages and hyperparameters, of "embed" and of "head".
 
     Its parameter is taken out of `named`: the others are for AdamW.
     """
-    made = {}
+    made: dict[str, torch.optim.Optimizer] = {}
     for kind, table in tables.items():
         stages = {key: str(table[key]) for key in KINDS if key in table}
         step = exchanged(named_step(str(table["step"])), stages)

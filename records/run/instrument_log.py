@@ -1,8 +1,8 @@
-"""What instruments told of a run: `<id>.instruments.jsonl`, and `<id>.instruments.npz` with numbers by neuron.
+"""What instruments told of a run: `<id>.instruments.jsonl`, and by neuron `<id>.instruments.npz`.
 
 A line of the first: {"seed", "step", "name" of a matrix or layer, its numbers}. An array of the second is
-"<seed>/<step>/<name>/<what>", one number a neuron; at most MOST_NEURONS numbers in all: matrices that would not
-fit over the whole run have none. A resumed run repeats lines; the last counts.
+"<seed>/<step>/<name>/<what>", one number a neuron; at most MOST_NEURONS numbers in all: matrices that would
+not fit over the whole run have none. A resumed run repeats lines; the last counts.
 """
 
 import json
@@ -47,8 +47,8 @@ class InstrumentLog:
         with zipfile.ZipFile(arrays, "a", zipfile.ZIP_DEFLATED) as archive:
             there = set(archive.namelist())
             for name, of_matrix in rows.items():
-                for what, values in of_matrix.items():
-                    array = np.asarray(values, dtype=np.float32)
+                for what, by_neuron in of_matrix.items():
+                    array = np.asarray(by_neuron, dtype=np.float32)
                     key = f"{self.seed}/{step}/{name}/{what}.npy"
                     if self._fits(name, what, array.size) and key not in there:
                         with archive.open(key, "w") as member:
@@ -64,7 +64,7 @@ class InstrumentLog:
 
 
 def read_numbers(log: Path) -> list[dict]:
-    """The lines of a log's instruments, in order, the last of each seed, step and name; none: an empty list."""
+    """The lines of a log's instruments, in order, the last of each seed, step and name; or no line."""
     path = log.with_suffix(".instruments.jsonl")
     if not path.is_file():
         return []
@@ -80,7 +80,8 @@ def read_numbers(log: Path) -> list[dict]:
 
 def read_neurons(log: Path) -> dict[tuple[int, str, str], dict[int, np.ndarray]]:
     """(seed, name, what) -> step -> a number a neuron; empty where there is no file that can be read."""
-    path, found = log.with_suffix(".instruments.npz"), {}
+    path = log.with_suffix(".instruments.npz")
+    found: dict[tuple[int, str, str], dict[int, np.ndarray]] = {}
     if not path.is_file() or not zipfile.is_zipfile(path):
         return {}
     with np.load(path, allow_pickle=False) as arrays:
