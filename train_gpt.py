@@ -327,8 +327,7 @@ def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -
     optimizers: dict[str, torch.optim.Optimizer]
     optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
     optimizers["matrix"] = MatrixOptimizer(groups, matrix["step"], reduce_gradients=False, compile=compiled)
-    optimizers |= {"adam": AuxAdamW(own)} if own else {}
-    optimizers |= ends
+    optimizers |= ends | ({"adam": AuxAdamW(own)} if own else {})
     covered = [p for made in optimizers.values() for group in made.param_groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
     for kind, optimizer in optimizers.items():
