@@ -63,7 +63,7 @@ from records.run.recipe import (
     tables_in,
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
-from records.run.signals import catch_signals, last_words, say
+from records.run.signals import ENDED, REFUSED, catch_signals, last_words, say
 from records.run.track import Track, TrackError, read_track, shipped_tracks
 
 Found = TypeVar("Found")
@@ -73,12 +73,20 @@ ROOT = Path(__file__).resolve().parent
 class RunError(ValueError):
     """The run cannot start or go on. The message is for the user: expected, found, what to do.
 
-    where: " (rank 3, host x)" if all processes end because of one.
+    where: " (rank 3, host x)" if all processes end because of one. status: the exit code.
     """
+
+    status = REFUSED
 
     def __init__(self, message: str, where: str = "") -> None:
         super().__init__(message)
         self.where = where
+
+
+class RunEnded(RunError):
+    """The run began and cannot go on."""
+
+    status = ENDED
 
 
 USER_ERRORS = (RunError, RecipeError, TrackError, ShardError, LogError)
@@ -831,7 +839,7 @@ def train(
             batch = next(batches)
         except ShardError as error:
             clock.stop()
-            raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
+            raise RunEnded(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
         loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
@@ -847,7 +855,8 @@ def train(
             clock.stop()
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
-            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+            told += f"; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate."
+            raise RunEnded(told)
         apply_update(optimizers)
         rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
         speed = progress.stepped(step, loss, rates)
@@ -856,10 +865,12 @@ def train(
             clock.stop()
             written, path = checkpoint(step + 1)
             if stopping and log.error:
-                raise RunError(f"{log.error}; --resume goes on from {path}")
+                raise RunEnded(f"{log.error}; --resume goes on from {path}")
             if stopping:
-                progress.say(last_words(f"stopped by a signal; go on with --resume from {path}"))
-                raise SystemExit(128 + max(STOP, default=signal.SIGTERM))
+                told = f"stopped by a signal; go on with --resume from {path}"
+                status = 128 + max(STOP, default=signal.SIGTERM)
+                progress.say(last_words(told, status) if world.rank == 0 else told)
+                raise SystemExit(status)
             if not written:
                 print(f"the run goes on, but keeps {path}", file=sys.stderr, flush=True)
             clock.start()
@@ -867,7 +878,7 @@ def train(
     progress.say(told)
     progress.close()
     if log.error:
-        raise log.error
+        raise RunEnded(str(log.error))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1012,15 +1023,18 @@ def run(
 @contextmanager
 def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     """What a user can mend is told by a machine's first process, without a traceback, and ends the run."""
-    told = ""
+    told, status, shown = "", REFUSED, os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         yield
-    except (RunError, RecipeError, TrackError, ShardError, LogError) as error:
-        told = f"error{getattr(error, 'where', '')}: {error}"
-    except torch.OutOfMemoryError:
+    except USER_ERRORS as error:
+        told, status = f"error{getattr(error, 'where', '')}: {error}", getattr(error, "status", REFUSED)
+    except torch.OutOfMemoryError:  # of this process, maybe of no other
         told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
+        status, shown = ENDED, True
+    if told and shown:
+        say(last_words(told, status), error=True)
     if told:
-        sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+        sys.exit(status)
 
 
 def replay(recipe: Recipe, argv: list[str]) -> None:
