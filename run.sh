@@ -133,6 +133,7 @@ case "${1:-}" in
         cd "$ROOT"
         export OMP_NUM_THREADS=1
         "$PY" -m ruff check .
+        "$PY" -m mypy
         exec "$PY" -m pytest -q -n auto "${@:2}"
         ;;
     records | tune)

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from optimizers import STEPS, MatrixOptimizer
-from optimizers.benchmark import processor_name, seconds, state_bytes
+from optimizers.benchmark import seconds, state_bytes
+from optimizers.world import device_name
 
 MATRICES = {
     "nano": {(64, 64): 16, (256, 64): 4, (64, 256): 4},
@@ -115,7 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{row.name:44}{row.ms:10.1f} ms{row.of_muon:9.2f}{row.bytes_by_parameter:8.1f} B", flush=True)
     if options.table:
         matrices = ", ".join(f"{count} of {m}x{n}" for (m, n), count in shapes.items())
-        machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        processor = device_name(torch.device("cpu"))
+        machine = f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         text = "\n".join([f"# What a step costs: {matrices}\n", f"{machine}.\n", *table_lines(rows)])
         draft = options.table.with_suffix(".partial")
         draft.write_text(text + "\n")

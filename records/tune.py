@@ -107,9 +107,11 @@ class Search:
 
 
 def look_up(recipe: dict, key: str) -> float | None:
-    """The number at a dotted key; None where the recipe holds none there."""
+    """The number at a dotted key, as --set has it; None where the recipe holds none there."""
     value: object = recipe
-    for part in key.split("."):
+    wanted: object = parse_change(f"{key}=0")
+    while isinstance(wanted, dict):
+        ((part, wanted),) = wanted.items()
         value = value.get(part) if isinstance(value, dict) else None
     return value if isinstance(value, (int, float)) else None
 

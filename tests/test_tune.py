@@ -222,3 +222,10 @@ def test_the_default_ranges_surround_the_recipe():
     assert str(tune.default_ranges(recipe)[1]) == "matrix.weight_decay:linear:0:0.1"
     del recipe["matrix"]["weight_decay"]
     assert len(tune.default_ranges(recipe)) == 1
+
+
+def test_a_key_with_a_dot_in_it_is_quoted():
+    recipe = {"init": {"attn.proj": 0.15}, "matrix": {"lr": 0.02}}
+    assert tune.look_up(recipe, 'init."attn.proj"') == 0.15
+    assert tune.look_up(recipe, "matrix.lr") == 0.02
+    assert tune.look_up(recipe, "init.attn.proj") is None

@@ -39,6 +39,16 @@ def second_moment(
     return u / (average_(buffer(state, "variance", G), squared(G), beta2).sqrt() + eps)
 
 
+@stage("precondition", by_rows=True)
+def standardise(
+    u: Tensor, *, eps: Annotated[float, "[0, inf)", "added to the mean of squares"] = 1e-8
+) -> Tensor:
+    """Every row less its mean, over its standard deviation. SWAN's GradNorm, first version."""
+    g = u - u.mean(-1, keepdim=True)
+    size = safe_norm(g, -1) * g.shape[-1] ** -0.5
+    return g / torch.hypot(size, torch.full_like(size, eps**0.5))
+
+
 @stage("precondition")
 def sign(u: Tensor) -> Tensor:
     """The sign of every entry. AdaMuon."""

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 # How a command ends, beside 0: refused, nothing was done; ended early; by a signal it is 128 and its number.
 REFUSED, ENDED = 2, 1
@@ -62,6 +63,13 @@ def last_words(text: str, status: int) -> str:
         with suppress(OSError):  # a full disk
             Path(path).write_text(f"{status}\n{text}\n")
     return text
+
+
+def leave(text: str, status: int, shown: bool) -> NoReturn:
+    """End the process with its last words on stderr where `shown`, with an exit code in any case."""
+    if shown:
+        say(last_words(text, status), error=True)
+    raise SystemExit(status)
 
 
 def leave_screen() -> None:
