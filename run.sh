@@ -34,7 +34,7 @@ the environment. Several nodes: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, or 
 TEXT
 }
 
-fail() { echo "error: $*" >&2; exit 1; }
+fail() { echo "error: $*" >&2; exit 2; }
 
 # Make the environment and install requirements.txt, unless both are done already.
 set_up() {
@@ -121,7 +121,7 @@ train() {
         status=0
         wait "$torchrun" || status=$?
     done
-    cat "$LAST_WORDS" >&2
+    if [ -s "$LAST_WORDS" ]; then { read -r status && cat; } <"$LAST_WORDS" >&2; fi # the run's own exit code
     rm "$LAST_WORDS"
     exit "$status"
 }

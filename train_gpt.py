@@ -47,7 +47,7 @@ from optimizers.starting_point import start_parameters
 from optimizers.world import World, WorldError, device_name, has_gpu, join_world
 from records import RecordError
 from records.observe import observing
-from records.run import RunError
+from records.run import RunEnded, RunError
 from records.run.flatten import flatten, literal
 from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles
 from records.run.options import add_run_options, parse_arguments
@@ -64,7 +64,7 @@ from records.run.recipe import (
 )
 from records.run.run_log import Clock, Progress, RunLog, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
-from records.run.signals import catch_signals, last_words, say
+from records.run.signals import ENDED, REFUSED, catch_signals, leave, say
 from records.run.track import Track, read_track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parent
@@ -570,7 +570,7 @@ def train(
             batch = next(batches)
         except ShardError as error:
             clock.stop()
-            raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
+            raise RunEnded(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
         loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -587,7 +587,7 @@ def train(
             clock.stop()
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
-            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+            raise RunEnded(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
         with watch.updating(step):
             apply_update(optimizers)
         rates = learning_rates(groups)
@@ -597,10 +597,11 @@ def train(
             clock.stop()
             written, path = checkpoint(step + 1)
             if stopping and log.error:
-                raise RunError(f"{log.error}; --resume goes on from {path}")
+                raise RunEnded(f"{log.error}; --resume goes on from {path}")
             if stopping:
-                progress.say(last_words(f"stopped by a signal; go on with --resume from {path}"))
-                raise SystemExit(128 + max(STOP, default=signal.SIGTERM))
+                told, status = f"go on with --resume from {path}", 128 + max(STOP, default=signal.SIGTERM)
+                progress.close()
+                leave(f"stopped by a signal; {told}", status, world.rank == 0)
             if not written:
                 print(f"the run goes on, but keeps {path}", file=sys.stderr, flush=True)
             clock.start()
@@ -608,7 +609,7 @@ def train(
     progress.say(told)
     progress.close()
     if log.error:
-        raise log.error
+        raise RunEnded(str(log.error))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -706,15 +707,14 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
 @contextmanager
 def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     """What a user can mend is told by a machine's first process, without a traceback, and ends the run."""
-    told = ""
     try:
         yield
     except USER_ERRORS as error:
         told = f"error{getattr(error, 'where', '')}: {error}"
-    except torch.OutOfMemoryError:
-        told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
-    if told:
-        sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+        status = ENDED if isinstance(error, RunEnded) else REFUSED
+        leave(told, status, os.environ.get("LOCAL_RANK", "0") == "0")
+    except torch.OutOfMemoryError:  # of this process, maybe of no other
+        leave(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.", ENDED, True)
 
 
 def replay(recipe: Recipe, argv: list[str]) -> None:

@@ -19,6 +19,7 @@ from optimizers.world import World, WorldError
 from records.judge.logs import read_log
 from records.run import machine
 from records.run.track import shipped_tracks
+from tests.refusal import refusal_of
 from train_gpt import GPT
 
 ROOT = Path(train_gpt.__file__).parent
@@ -28,9 +29,7 @@ ON_GPU = World(0, 1, torch.device("cuda", 0))
 
 def refusal(*options: str) -> str:
     """What the trainer says when it refuses."""
-    with pytest.raises(SystemExit) as stopped:
-        train_gpt.main(list(options))
-    return str(stopped.value.code)
+    return refusal_of(lambda: train_gpt.main(list(options)))
 
 
 # -- GPU and compiler
