@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from platform import python_version
 from socket import gethostname
@@ -693,7 +694,9 @@ def memory_needed(track: Track, compiled: bool) -> tuple[int, int]:
 
 def distributed(model: GPT, world: World) -> nn.Module:
     """The model, its gradients averaged over the processes in the buffers in which they travel."""
-    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    known = signature(DistributedDataParallel).parameters  # of torch 2.13 on
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options = {"gradient_as_bucket_view": True, sync: False}
     return DistributedDataParallel(model, **options) if world.size > 1 else model
 
 

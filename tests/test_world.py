@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -214,7 +215,9 @@ def steady_step(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
     model = GPT(256, 1, 64, 32, 128)
-    net = train_gpt.distributed(model, world)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = train_gpt.distributed(model, world)
     batch = (torch.zeros(2, 128, dtype=torch.int64),) * 2
     for _ in range(2):
         train_gpt.forward_backward(net, batch, 2, world)
