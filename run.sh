@@ -28,6 +28,7 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
   --checkpoint-every N      a checkpoint every N steps, the last two kept; Ctrl-C writes one too
   --resume [RUN]            go on from the newest checkpoint in the log folder, or of the log RUN
   --data DIR  --out DIR     folders of the data (data/) and of the logs (logs/)
+  --profile                 trace ten steps, beside the log, and say where their time went
   --tensorboard DIR         write scalars there too
 
 Environment: VENV=DIR (default .venv) or VENV=none for the Python that is there; PYTHON (default python3) makes

@@ -65,6 +65,7 @@ from records.run.recipe import (
 )
 from records.run.run_log import Clock, LogError, Progress, RunLog, processor_name, verdict
 from records.run.signals import catch_signals, last_words, say
+from records.run.step_profile import PROFILED, SKIPPED, TRACED, WARMED, StepProfile, unmarked
 from records.run.track import Track, TrackError, read_track, shipped_tracks
 
 Found = TypeVar("Found")
@@ -770,6 +771,18 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
     return Progress(recipe.train_steps, first, track.batch_tokens, flops / peak, world.rank == 0, writer)
 
 
+def start_profile(net: nn.Module, trace: Path, progress: Progress, steps: int) -> Callable[[str], None]:
+    """What marks the phases of a step: a trace goes beside the log, a table to the screen (--profile)."""
+    if steps < PROFILED:
+        raise RunError(f"--profile needs {PROFILED} steps, {steps} are left. Train more, or leave it out.")
+    plan = torch.profiler.schedule(wait=SKIPPED, warmup=WARMED, active=TRACED, repeat=1)
+    profiler = torch.profiler.profile(schedule=plan)
+    mark = StepProfile(profiler, torch.profiler.record_function, trace, progress.say).mark
+    net.register_forward_pre_hook(lambda *_: mark("forward"))
+    net.register_forward_hook(lambda *_: mark("backward"))
+    return mark
+
+
 def train(
     recipe: Recipe, seed: int, world: World, log: RunLog, args: argparse.Namespace, data: tuple, state: dict
 ) -> None:
@@ -811,6 +824,9 @@ def train(
     progress = start_progress(recipe, model, world, first, board)
     batches = training_batches(shards, blocks[first:], track, world)
     last, last_seconds = first, clock.seconds
+    mark, trace = unmarked, log.path.with_suffix(".trace.json.gz")
+    if args.profile and run == 0 and world.rank == 0:
+        mark = start_profile(net, trace, progress, recipe.train_steps - first)
     clock.start()
     for step in range(first, recipe.train_steps + 1):
         if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
@@ -830,6 +846,7 @@ def train(
             clock.start()
         if step == recipe.train_steps:
             break
+        mark("data")
         try:
             batch = next(batches)
         except ShardError as error:
@@ -837,6 +854,7 @@ def train(
             raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
         loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
+        mark("wait")
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
         ends = torch.full_like(loss, len(STOP) + bool(log.error))
         told = torch.stack([loss, norm / world.size, ends])
@@ -851,7 +869,9 @@ def train(
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
             raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+        mark("optimizer")
         apply_update(optimizers)
+        mark("")
         rates = {name: group["lr"] for name, group in zip(names, groups, strict=False)}
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
@@ -889,6 +909,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU; on a CPU for several seeds")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--readouts", action="store_true", help="validate through each readout alone too: for research")
+    add("--profile", action="store_true", help="trace ten steps, beside the log; where their time went")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
 
 
