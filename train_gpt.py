@@ -1043,6 +1043,12 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
         told = f"error{getattr(error, 'where', '')}: {error}"
     except torch.OutOfMemoryError:
         told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
+    except RuntimeError as error:
+        if not re.search("gloo|NCCL|Connection (closed|reset)", str(error)):
+            raise
+        where, why = f"rank {os.environ.get('RANK')}, host {gethostname()}", str(error).splitlines()[0][:120]
+        told = f"error ({where}): the exchange broke off, another process or its node is gone ({why}). "
+        told += "--resume goes on from the last checkpoint, if there is one."
     if told:
         sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
 
@@ -1064,6 +1070,9 @@ def main(argv: list[str]) -> None:
     with errors_in_one_line(args):
         if args.recipes:
             return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
+        node = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", "0"))
+        if args.plan and args.resume and node != "0":  # the checkpoint is on the first node
+            return print(torch.cuda.device_count())
         world = World(0, 1, torch.device("cpu")) if args.plan or args.explain else join_world()
         checkpoint = read_checkpoint(args, world)
         recipe = world.agreed(lambda: choose_recipe(args, checkpoint))
