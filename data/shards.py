@@ -8,8 +8,10 @@ Source of the format: the llm.c / modded-nanoGPT `fineweb10B` files.
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +163,62 @@ def foreign_shard(folder: str | Path, name: str, train_shards: int, tokens: int)
         if path.name not in own or (found and expected and found != expected):
             return path
     return None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run reads: the training shards in name order, (shard, first token) of each step's block in them,
+    and the validation shard.
+    """
+
+    train: list[np.memmap]
+    blocks: list[tuple[int, int]]
+    val: np.memmap
+
+    def facts(self) -> dict[str, str]:
+        """Which data a run reads, see shard_facts."""
+        used = sorted({shard for shard, _ in self.blocks})
+        return shard_facts([*(self.train[index] for index in used), self.val])
+
+
+def open_corpus(folder: Path, steps: int, batch_tokens: int, val_tokens: int, fetch: str) -> Corpus:
+    """The shards of a folder, checked, for a run of so many steps; fetch: the module that makes them, if any.
+
+    Raises ShardError where something is missing, damaged or too short for the run.
+    """
+    shards = {}
+    for split in ("train", "val"):
+        if not (found := open_shards(folder, split)):
+            told = f"run `python -m {fetch}`" if fetch else "put them there, or name --data DIR"
+            raise ShardError(f"no {split} shards (*_{split}_*.bin) in {folder}: {told}.")
+        shards[split] = found
+    val = shards["val"][0]
+    if len(val) <= val_tokens:
+        raise ShardError(f"{val.filename} holds {len(val):,} of the {val_tokens + 1:,} tokens needed.")
+    blocks = plan_blocks([len(shard) for shard in shards["train"]], batch_tokens, steps)
+    return Corpus(shards["train"], blocks, val)
+
+
+def plan_blocks(lengths: list[int], batch_tokens: int, steps: int) -> list[tuple[int, int]]:
+    """(shard, first token) of each step's block. A block needs one token more: the last target.
+
+    Raises ShardError where the shards hold too few tokens for the steps.
+    """
+    starts = (range(0, length - batch_tokens - 1, batch_tokens) for length in lengths)
+    blocks = [(shard, start) for shard, firsts in enumerate(starts) for start in firsts]
+    if len(blocks) < steps:
+        raise ShardError(f"{steps} steps need as many blocks of {batch_tokens:,} tokens, the shards hold "
+                         f"{len(blocks)} ({sum(lengths):,} tokens of {steps * batch_tokens + 1:,}). "
+                         f"Fetch more data, or train with --steps {len(blocks)}.")  # fmt: skip
+    return blocks[:steps]
+
+
+def shards_needed(folder: Path, steps: int, batch_tokens: int, shard_tokens: int, shards: int) -> int:
+    """How many of a dataset's training shards a run takes; as many as lie there too, so that gaps are filled.
+
+    Raises ShardError where the dataset has fewer.
+    """
+    needed = math.ceil(steps / ((shard_tokens - 2) // batch_tokens))
+    if needed > shards:
+        raise ShardError(f"{steps} steps need {needed} shards of {shards}. Train with fewer --steps.")
+    return max([needed, *(int(file.stem[-6:]) for file in folder.glob("*_train_*.bin"))])

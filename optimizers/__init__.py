@@ -25,4 +25,5 @@ from optimizers.methods import (  # noqa: F401 (each registers itself)
 from optimizers.stage import STAGES, STEPS
 from optimizers.stages import maxent  # noqa: F401
 
+__version__ = "0.2.0"
 __all__ = ["AROUND", "STAGES", "STEPS", "MatrixOptimizer"]

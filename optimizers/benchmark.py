@@ -12,8 +12,6 @@ nothing but its products (or, where it has next to none, moving its tensors once
 
 import argparse
 import json
-import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,12 +19,14 @@ from datetime import date
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimizers import STEPS, MatrixOptimizer
+from optimizers.world import device_name
 
 HIDDEN_MATRICES = {(768, 768): 48, (3072, 768): 12, (768, 3072): 12}
 
@@ -46,13 +46,6 @@ class Measurement:
     round_copy_bytes_per_s: float
 
 
-def processor_name() -> str:
-    """The model of this machine's processor: as Linux tells it, else as Python does."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def hidden_matrices(share: Fraction, device: str) -> list[nn.Parameter]:
     """`share` of the matrices of each shape, float32 with a gradient; ValueError where that is not whole."""
     params = []
@@ -66,10 +59,13 @@ def hidden_matrices(share: Fraction, device: str) -> list[nn.Parameter]:
     return params
 
 
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
 class MediumMatrixOptimizer(MatrixOptimizer):
     """Steps under set_float32_matmul_precision("medium"): bfloat16 in polar, as torch.optim.Muon has."""
 
-    def step(self, closure: Callable | None = None) -> object:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium")
         try:
@@ -78,10 +74,10 @@ class MediumMatrixOptimizer(MatrixOptimizer):
             torch.set_float32_matmul_precision(precision)
 
 
-def contenders() -> list[dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]]:
+def contenders() -> list[dict[str, Make]]:
     """Optimizers by name, in groups that are measured in alternation."""
-    ours = {name: partial(MatrixOptimizer, step=name, lr=1e-4) for name in STEPS}
-    groups = [
+    ours: dict[str, Make] = {name: partial(MatrixOptimizer, step=name, lr=1e-4) for name in STEPS}
+    groups: list[dict[str, Make]] = [
         {"torch.optim.AdamW(fused)": partial(torch.optim.AdamW, lr=1e-4, fused=True)}
         | {name: ours.pop(name) for name in ("adamw", "rmnp", "nora")},
         {
@@ -107,9 +103,9 @@ def seconds(work: Callable[[], object], device: str) -> float:
         end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
-    begin = time.perf_counter()
+    began = time.perf_counter()
     work()
-    return time.perf_counter() - begin
+    return time.perf_counter() - began
 
 
 def bare_products(device: str) -> tuple[Callable[[], None], float]:
@@ -242,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         groups = [group for group in groups if wanted & group.keys()]
     facts = {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else processor_name(),
+        "device": device_name(torch.device(options.device)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "matrices": {f"{m}x{n}": count for (m, n), count in HIDDEN_MATRICES.items()},

@@ -4,7 +4,8 @@
 
 Steps on the hidden matrices of a track's model, Muon's and the method's in turn. `ms` is the fastest round's;
 `of Muon's` the median over the rounds of the ratio, which other work on the machine moves less. Bytes are
-those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4.
+those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4. What a recipe has
+around its steps is not here: `python -m tests.benchmarks.recipe_costs` takes whole recipes.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import torch
 from torch import nn
 
 from optimizers import STEPS, MatrixOptimizer
-from optimizers.benchmark import processor_name, seconds, state_bytes
+from optimizers.benchmark import seconds, state_bytes
+from optimizers.world import device_name
 
 MATRICES = {
     "nano": {(64, 64): 16, (256, 64): 4, (64, 256): 4},
@@ -53,6 +55,8 @@ def optimizer_of(name: str, shapes: dict[tuple[int, int], int], **options: Any) 
             p.grad = torch.randn(shape, generator=generator)
             params.append(p)
     optimizer = MatrixOptimizer(params, step=name, **options)
+    for p in params if name == "isomuon" else ():  # as [around.gradient_noise] would
+        optimizer.tell(p, row_noise=torch.ones(len(p), 1), column_noise=torch.ones(1, p.shape[1]))
     optimizer.step()
     return optimizer
 
@@ -115,7 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{row.name:44}{row.ms:10.1f} ms{row.of_muon:9.2f}{row.bytes_by_parameter:8.1f} B", flush=True)
     if options.table:
         matrices = ", ".join(f"{count} of {m}x{n}" for (m, n), count in shapes.items())
-        machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        processor = device_name(torch.device("cpu"))
+        machine = f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         text = "\n".join([f"# What a step costs: {matrices}\n", f"{machine}.\n", *table_lines(rows)])
         draft = options.table.with_suffix(".partial")
         draft.write_text(text + "\n")

@@ -1,10 +1,11 @@
 """EMA-Nesterov: gradients taken ahead of the weights, along the average of their past updates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from optimizers.around.around import Around
 
@@ -24,7 +25,7 @@ class EMANesterov(Around):
     State: `average` of the parameter's shape. Half-precision parameters average in float32.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.0, decay: float = 0.99) -> None:
+    def __init__(self, params: ParamsT, lr: float = 0.0, decay: float = 0.99) -> None:
         super().__init__(params, {"lr": lr, "decay": decay})
         self.origins: dict[Tensor, Tensor] = {}  # x_t, in buffers that stay
         self.is_ahead = False
@@ -48,7 +49,7 @@ class EMANesterov(Around):
         self.is_ahead = False
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Average the way from x_t to the parameters. Raises RuntimeError without a look_ahead before it."""
         if not self.is_ahead:
             raise RuntimeError("expected look_ahead() before the gradient of this step; call it once a step")

@@ -18,6 +18,7 @@ import itertools
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -36,7 +37,7 @@ CPU_CALL_ELEMENTS = 2**16
 Form = tuple[torch.Size, torch.dtype, torch.device]
 
 # What a parameter group may hold beside `step` and its hyperparameters.
-GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim")
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "flatten", "couple", "head_dim", "knots")
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -76,6 +77,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
     device or shape, and RuntimeError, on all ranks, where these hold different parameters.
     """
 
+    watch: "Watch | None" = None  # what surrounds each unit's step: see instruments.measured
     _stacks: list["MatrixStack"]
     _planned_groups: int
     _world: int
@@ -143,7 +145,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         gradients = [gradients_of(stack) for stack in stacks]
         if self._world == 1:
             for together in in_units(stacks, gradients):
-                step_unit(together, [weights_of(stack) for stack, _ in together], self.compile)
+                self._step_unit(together, [weights_of(stack) for stack, _ in together])
         elif self.reduce_gradients:
             self._step_shares(stacks, reduce_to_owners(stacks, gradients, self.process_group))
         else:
@@ -166,14 +168,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     stack.told.add(name)
                     keep_state(stack, name, tensor.reshape(-1, *tensor.shape[-2:])[within], part)
 
+    def _step_unit(self, together: list["Arrived"], weights: list[list[Tensor]]) -> None:
+        with self.watch(together, weights) if self.watch else nullcontext():
+            step_unit(together, weights, self.compile)
+
     def _step_shares(self, stacks: list["MatrixStack"], arriving: Iterable[list[Tensor | None]]) -> None:
         """Steps each stack's owned matrices as their gradients arrive, and sends the weights to all ranks."""
         departed = []
         for together in in_units(stacks, arriving):
             weights = [weights_of(stack) for stack, _ in together]
-            step_unit(
-                together, [w[s.owned] for w, (s, _) in zip(weights, together, strict=True)], self.compile
-            )
+            self._step_unit(together, [w[s.owned] for w, (s, _) in zip(weights, together, strict=True)])
             for of_stack, (stack, _) in zip(weights, together, strict=True):
                 departed.append((of_stack, *gather_from_owners(stack, of_stack, self.process_group)))
         for stepped, work, gathered in departed:
@@ -451,7 +455,7 @@ def names_of(group: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------------------------------------
 
 
-def stacks_of(group: dict[str, Any], load: list[int], rank: int) -> Iterator[MatrixStack]:
+def stacks_of(group: dict[str, Any], load: list[float], rank: int) -> Iterator[MatrixStack]:
     """The stacks of a group, shared out evenly over the ranks; adds to `load`, the work of each rank.
 
     Every rank owns an equal share of a stack; what does not divide goes to the ranks with the least work.
@@ -544,6 +548,7 @@ def gradients_of(stack: MatrixStack) -> list[Tensor | None]:
 
 
 Arrived = tuple[MatrixStack, list[Tensor | None]]  # a stack and the gradients of its owned matrices
+Watch = Callable[[list[Arrived], list[list[Tensor]]], AbstractContextManager[None]]
 
 
 def in_units(stacks: list[MatrixStack], arriving: Iterable[list[Tensor | None]]) -> Iterator[list[Arrived]]:

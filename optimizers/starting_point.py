@@ -1,16 +1,18 @@
 """Where the weights start: laws of the field, drawn from generators of their own."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optimizers.groups import matches
+
 
 @torch.no_grad()
 def start_parameters(
-    named: Mapping[str, Tensor], init: dict[str, Any], seed: int, head_dim: int, matches: Callable
+    named: Mapping[str, Tensor], init: dict[str, Any], seed: int, head_dim: int
 ) -> list[str]:
     """Gains 1, biases 0, embedding N(0, 1), every `proj` 0, other weights N(0, 0.33/inputs), unless told.
 

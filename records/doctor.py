@@ -24,6 +24,7 @@ import zlib
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from textwrap import wrap
 
@@ -34,28 +35,24 @@ from torch import Tensor
 
 from optimizers import STEPS
 from optimizers.matrix_optimizer import collective
-from records.run.machine import PEAK_FLOPS, find_compiler, nvidia_driver
-from records.run.recipe import Recipe, RecipeError, parse_recipe
-from records.run.signals import last_words
-from records.run.track import Track, TrackError, shipped_tracks
+from optimizers.world import World, WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
+from records import RecordError
+from records.run import RunError
+from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles, find_compiler, memory_needed
+from records.run.recipe import Recipe, parse_recipe
+from records.run.schedule import validates
+from records.run.signals import ENDED, REFUSED, leave
+from records.run.track import Track, shipped_tracks
 from train_gpt import (
     GPT,
-    RunError,
-    World,
+    LOSS_ROWS,
     apply_update,
     build_optimizers,
-    choose_micro_batch,
-    compiles,
     compute_gradients,
-    distributed,
-    has_gpu,
-    join_world,
     load_recipe,
     make_model,
-    memory_needed,
     set_learning_rates,
     start_progress,
-    validates,
     warm_up,
 )
 
@@ -153,7 +150,7 @@ class Checkup:
 
 def check_device(checkup: Checkup) -> Finding:
     """The GPU or the processor. Raises RunError for a GPU that torch cannot use."""
-    name = checkup.ranks.name
+    name = device_name(checkup.ranks.device)
     if not has_gpu():
         found = f"no GPU found: {checkup.track.name} on the CPU, {name}, {torch.get_num_threads()} thread(s)"
         return Finding("device", found)
@@ -239,10 +236,17 @@ def check_hub(checkup: Checkup) -> Finding:
     return Finding("hub", f"{address}: {told[0]}", "warning", remedy)
 
 
+def micro_batch(checkup: Checkup) -> int:
+    """The rows that the trainer would choose. Raises RunError for asked ones that do not divide the batch."""
+    ranks, args = checkup.ranks, checkup.args
+    memory = torch.cuda.mem_get_info(ranks.device) if checkup.on_gpu else None
+    return choose_micro_batch(checkup.track, ranks.size, args.micro_batch, args.compile, LOSS_ROWS, memory)
+
+
 def check_memory(checkup: Checkup) -> Finding:
     """The micro-batch that free memory allows."""
     track, args, ranks = checkup.track, checkup.args, checkup.ranks
-    rows = choose_micro_batch(track, ranks, args.micro_batch, args.compile)
+    rows = micro_batch(checkup)
     what = f"micro-batch of {rows} rows of {track.context} tokens"
     if not checkup.on_gpu:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -251,7 +255,7 @@ def check_memory(checkup: Checkup) -> Finding:
             return Finding("memory", found, "warning", "a run takes up to 2 GiB a process: close something")
         return Finding("memory", found)
     free, total = torch.cuda.mem_get_info(ranks.device)
-    fixed, token = memory_needed(track, args.compile)
+    fixed, token = memory_needed(track, args.compile, LOSS_ROWS)
     needed = fixed + rows * track.context * token
     found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free, {what}: up to {needed / GIB:.1f} GiB"
     if needed > free:
@@ -428,7 +432,7 @@ def recipes(checkup: Checkup) -> Iterator[Recipe]:
 
 def failure(check: str, error: Exception) -> Finding:
     """The finding that an error is."""
-    if isinstance(error, RunError | RecipeError | TrackError):
+    if isinstance(error, RecordError | WorldError):
         return Finding(check, str(error), "fails")
     if isinstance(error, torch.OutOfMemoryError):
         return Finding(check, "out of GPU memory", "fails", "another process has the rest (nvidia-smi)")
@@ -456,7 +460,7 @@ def note(checkup: Checkup, check: str, look: Callable[[Checkup], Finding], toget
     except Exception as error:  # whatever a machine that is not ready raises
         own = failure(check, error)
         if together and ranks.size > 1:
-            sys.exit(last_words(f"error (rank {ranks.rank}, host {host}): {check}: {own.found}"))
+            leave(f"error (rank {ranks.rank}, host {host}): {check}: {own.found}", ENDED, True)
     everyone: list[tuple[str, Finding]] = [(host, own)] * ranks.size
     if ranks.size > 1:
         dist.all_gather_object(everyone, (host, own))
@@ -470,7 +474,7 @@ def write_json(checkup: Checkup, path: Path) -> None:
     ranks, worst = checkup.ranks, max((STATES.index(one.state) for one in checkup.findings), default=0)
     told = {
         "date": time.strftime("%Y-%m-%d"),
-        "device": ranks.name,
+        "device": device_name(ranks.device),
         "processes": ranks.size,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -491,12 +495,12 @@ def visit(checkup: Checkup) -> int:
         note(checkup, look.__name__.removeprefix("check_"), look)
     args, ranks = checkup.args, checkup.ranks
     args.compile = args.compile and find_compiler(checkup.on_gpu) is not None
-    args.micro_batch = choose_micro_batch(checkup.track, ranks, args.micro_batch, args.compile)
+    args.micro_batch = micro_batch(checkup)
     note(checkup, "exchange", check_exchange, together=True)
     note(checkup, "baseline", check_baseline, together=True)
     for recipe in recipes(checkup):
         name = "train default" if recipe is checkup.recipe else f"train {recipe.name}"
-        note(checkup, name, lambda checkup, recipe=recipe: check_training(checkup, recipe), together=True)
+        note(checkup, name, partial(check_training, recipe=recipe), together=True)
     if ranks.rank == 0 and checkup.speed:
         print(f"\n{checkup.speed.told(checkup.recipe)}")
     return int(any(finding.state == "fails" for finding in checkup.findings))
@@ -517,11 +521,11 @@ def main(argv: list[str] | None = None) -> int:
         ranks = join_world()
         track = shipped_tracks()["fineweb" if ranks.device.type == "cuda" else "nano"]
         recipe = load_recipe(track.recipe, track=track)
-    except (RunError, RecipeError, TrackError) as error:
+    except (RecordError, WorldError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     try:
-        args.compile = compiles(args, track)
+        args.compile = compiles(args.compile, ranks.device.type == "cuda")
     except RunError:  # check_compiler says so
         args.compile = False
     checkup = Checkup(recipe, ranks, args, args.quick)

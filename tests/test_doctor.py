@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from optimizers import world
+from optimizers.world import World
 from records import doctor
 from records.doctor import Checkup, Finding
-from records.run import machine
+from records.run import RunError
 from records.run.track import shipped_tracks
-from train_gpt import RunError, World, load_recipe
+from train_gpt import load_recipe
 
 CPU = torch.device("cpu")
 
@@ -23,7 +25,7 @@ CPU = torch.device("cpu")
 def checkup(device: torch.device = CPU, **args: object) -> Checkup:
     track = shipped_tracks()["nano" if device.type == "cpu" else "fineweb"]
     options = argparse.Namespace(**({"compile": False, "micro_batch": 16} | args))
-    ranks = World(0, 1, device, "a device")
+    ranks = World(0, 1, device)
     return Checkup(load_recipe(track.recipe, track=track), ranks, options, quick=True)
 
 
@@ -63,7 +65,7 @@ def test_a_gpu_without_a_compiler_fails_a_cpu_is_warned(monkeypatch):
 
 def test_a_gpu_that_torch_cannot_use_fails(monkeypatch, tmp_path, capsys):
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02\n")
-    monkeypatch.setattr(machine, "NVIDIA_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(world, "NVIDIA_DRIVER", tmp_path / "version")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     visit = checkup()

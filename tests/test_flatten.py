@@ -30,7 +30,7 @@ def project(folder: Path, trainer: str, modules: dict[str, str] | None = None) -
 
 
 def nano_script(recipe: str, *options: str) -> str:
-    args = parse_arguments(["--track", "nano", "--recipe", recipe, *options])
+    args = parse_arguments(["--track", "nano", "--recipe", recipe, *options], ROOT)
     return script_of(load_recipe(recipe, (), read_track("nano")), args)
 
 
@@ -252,7 +252,7 @@ def test_what_the_optimizers_only_check_is_left_out(tmp_path: Path) -> None:
 
 
 def test_what_the_trainer_checks_stays(tmp_path: Path) -> None:
-    whole = dedent(CHECKED).strip()
+    whole = dedent(CHECKED).strip().replace("\n\n\n", "\n\n")
     assert source(project(tmp_path, CHECKED), ["step", "nothing"]).endswith(whole)
 
 
@@ -295,12 +295,33 @@ WRITTEN = '''
 '''
 
 
-def test_comments_headings_and_blank_lines_stay_as_written(tmp_path: Path) -> None:
+def test_comments_and_headings_stay_as_written_with_one_blank_line_between(tmp_path: Path) -> None:
     banner = "# " + "-" * 98
     assert source(project(tmp_path, WRITTEN), ["f"]) == (
         f"import math\nfrom collections.abc import Iterable\n\n\n{banner}\n# train_gpt.py\n\n"
-        "# ----\n# First part\n\nB = 2  # of the second\n\n\n"
+        "# ----\n# First part\n\nB = 2  # of the second\n\n"
         "# What f is for,\n# in two lines.\ndef f() -> Iterable:\n    return math.pi + B"
+    )
+
+
+def test_docstrings_keep_their_first_paragraph(tmp_path: Path) -> None:
+    trainer = '''
+        class A:
+            """What it is,
+            in two lines.
+
+            And more.
+            """
+
+            def f(self):
+                """Short."""
+                return """a
+
+                b"""
+    '''
+    assert source(project(tmp_path, trainer), ["A"]).endswith(
+        'class A:\n    """What it is,\n    in two lines."""\n\n    def f(self):\n'
+        '        """Short."""\n        return """a\n\n        b"""'
     )
 
 

@@ -56,7 +56,7 @@ def test_the_options_of_the_commands_exist(line):
     words = line.split()
     if "--nproc" in words:  # run.sh's own
         del words[words.index("--nproc") : words.index("--nproc") + 2]
-    parse_arguments(words)
+    parse_arguments(words, Path())
 
 
 def test_the_map_of_methods_is_the_codes():

@@ -216,7 +216,7 @@ def test_an_unknown_choice_is_a_value_error(name, options, found):
 @each_variant
 def test_hyperparameters_may_be_tensors(name, options):
     floats = {"lr": 0.02, **{key: value for key, value in options.items() if isinstance(value, float)}}
-    if name not in ("adamw", "adamh"):
+    if "momentum" in named_step(name).row.hyperparameters:
         floats["momentum"] = 0.9
     as_tensors = {**options, **{key: torch.tensor(value) for key, value in floats.items()}}
     one, other, state, other_state = noise(6, 4), noise(6, 4), {}, {}

@@ -150,6 +150,14 @@ def test_a_diverged_trial_is_infinite_and_the_search_goes_on(study, tmp_path, ca
     assert tomllib.loads((tmp_path / "study" / "best.toml").read_text())["matrix"]["lr"] <= 0.06
 
 
+@pytest.mark.parametrize("trials", [0, -3])
+def test_a_search_of_no_trials_is_refused(study, tmp_path, trials, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        study(trials)
+    assert stopped.value.code == 2 and "expected a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_nothing_but_diverged_trials_is_an_error(study, tmp_path, capsys):
     assert study(3, "--param", "matrix.lr:log:0.07:0.2") == 1
     assert "every trial diverged" in capsys.readouterr().err
@@ -222,3 +230,10 @@ def test_the_default_ranges_surround_the_recipe():
     assert str(tune.default_ranges(recipe)[1]) == "matrix.weight_decay:linear:0:0.1"
     del recipe["matrix"]["weight_decay"]
     assert len(tune.default_ranges(recipe)) == 1
+
+
+def test_a_key_with_a_dot_in_it_is_quoted():
+    recipe = {"init": {"attn.proj": 0.15}, "matrix": {"lr": 0.02}}
+    assert tune.look_up(recipe, 'init."attn.proj"') == 0.15
+    assert tune.look_up(recipe, "matrix.lr") == 0.02
+    assert tune.look_up(recipe, "init.attn.proj") is None

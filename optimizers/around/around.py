@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Around(OwnPrecision):
     who trains sets it before each.
     """
 
-    row: Row
+    row: ClassVar[Row]
 
     @property
     def updates(self) -> int:
@@ -42,7 +42,7 @@ class Around(OwnPrecision):
     def abandon(self) -> None:
         """Puts the weights back as they were at before_gradient: no update is made."""
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """After the update."""
 
     def readout(self, weights: Weights) -> None:

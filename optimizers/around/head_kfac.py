@@ -35,9 +35,9 @@ class HeadKFAC(Around):
         damping: Annotated[float, "(0, inf)", "added to eigenvalues, in their mean"] = 0.05,
         fed_by: Annotated[str, "", "module whose output the head reads; '': the head itself tells"] = "norm2",
     ) -> None:  # fmt: skip
-        options = {"start": start, "apply": apply, "stop": stop, "every": every, "row_step": row_step}
-        options |= {"betas": betas, "fast": fast, "strength": strength, "damping": damping}
-        options |= {"fed_by": fed_by}
+        options: dict[str, object] = {"start": start, "apply": apply, "stop": stop, "every": every}
+        options |= {"row_step": row_step, "betas": betas, "fast": fast, "strength": strength}
+        options |= {"damping": damping, "fed_by": fed_by}
         super().__init__(params, options)
         self.covariance: InputCovariance | None = None
 

@@ -85,6 +85,61 @@ def tangent_rows(
     return v, 1 / safe_norm(v, -1, eps)
 
 
+@stage("direction")
+def columns(
+    D: Tensor, *, eps: Annotated[float, "[0, inf)", "least norm of a column that is divided by"] = 1e-8
+) -> Tensor:
+    """Every column at unit norm, D_:j / max(|D_:j|, eps). SCALE's embedding, MOGA over columns."""
+    return unit(D, -2, eps)
+
+
+@stage("direction")
+def centred_rows(
+    D: Tensor, *, eps: Annotated[float, "[0, inf)", "least norm of a row that is divided by"] = 1e-8
+) -> Tensor:
+    """X_i = D_i - mean_k D_k; X_i / max(|X_i|, eps), less the mean of these over i: rows that sum to zero.
+
+    A softmax is blind to a vector added to all rows of its head, which this takes out (arXiv 2605.18106).
+    """
+    U = unit(D - D.mean(-2, keepdim=True), -1, eps)
+    return U - U.mean(-2, keepdim=True)
+
+
+@stage("direction")
+def sinkhorn(
+    D: Tensor, *, iterations: Annotated[int, "[1, inf)", "times rows, then columns are normalised"] = 5,
+    eps: Annotated[float, "[0, inf)", "least norm of a row or column that is divided by"] = 1e-8,
+) -> Tensor:  # fmt: skip
+    """`iterations` times X_i <- sqrt(n) X_i/|X_i| per row, then X_:j <- sqrt(m) X_:j/|X_:j| per column.
+
+    Sinkhorn's balancing of the squares: columns of RMS 1, rows nearly. SinkGD (arXiv 2502.06742).
+    """
+    (m, n), X = D.shape[-2:], D
+    for _ in range(iterations):
+        X = unit(n**0.5 * unit(X, -1, eps), -2, eps) * m**0.5
+    return X
+
+
+@stage("direction")
+def whitened(
+    D: Tensor, *, iterations: Annotated[int, "[1, inf)", "steps of the coupled iteration"] = 6,
+    step_size: Annotated[float, "(0, 0.5]", "of the iteration; above 1/2 it diverges"] = 0.5,
+) -> Tensor:  # fmt: skip
+    """(X X^T)^-1/2 X of X = D/|D|, loosely, brought back to |D|. SWAN's GradWhitening (arXiv 2412.13148).
+
+    Y = X X^T, Z = I;  `iterations` times T = 3 I - Z Y, Y <- b Y T, Z <- b T Z, b the step size;  Z X.
+    Singular values below a hundredth of |D| stay small: they grow by half a step.
+    """
+    size = safe_norm(D)
+    X = D * (1 / size.clamp(min=1e-30))
+    identity = torch.eye(D.shape[-2], dtype=D.dtype, device=D.device)
+    Y, Z = X @ X.mT, identity.expand(*D.shape[:-2], -1, -1)
+    for _ in range(iterations):
+        T = 3 * identity - Z @ Y
+        Y, Z = step_size * Y @ T, step_size * T @ Z
+    return rescaled(Z @ X, size)
+
+
 def tempered(P: Tensor, D: Tensor, rho: Scalar) -> Tensor:
     """P + rho R min(1, s4(P)/4 / s4(R)), R = D/s4(D) - P, back to P's Schatten-4 norm s4 (record #38)."""
     if is_off(rho):

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from optimizers.norms import average_, safe_norm, squared
+from optimizers.norms import average_, inner, safe_norm, squared, unit
 from optimizers.stage import Scalar, State, buffer, stage
 
 
@@ -39,6 +39,16 @@ def second_moment(
     return u / (average_(buffer(state, "variance", G), squared(G), beta2).sqrt() + eps)
 
 
+@stage("precondition", by_rows=True)
+def standardise(
+    u: Tensor, *, eps: Annotated[float, "[0, inf)", "added to the mean of squares"] = 1e-8
+) -> Tensor:
+    """Every row less its mean, over its standard deviation. SWAN's GradNorm, first version."""
+    g = u - u.mean(-1, keepdim=True)
+    size = safe_norm(g, -1) * g.shape[-1] ** -0.5
+    return g / torch.hypot(size, torch.full_like(size, eps**0.5))
+
+
 @stage("precondition")
 def sign(u: Tensor) -> Tensor:
     """The sign of every entry. AdaMuon."""
@@ -57,3 +67,19 @@ def adam(
     m = average_(buffer(state, "momentum", G), G, betas[0])
     v = average_(buffer(state, "variance", G), squared(G), betas[1])
     return m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+
+
+@stage("precondition")
+def radial_reset(
+    u: Tensor, W: Tensor, t: Tensor, *,
+    radial: Annotated[Scalar, "[0, inf)", "length of the part along W, in that of the part across"] = 0.044,
+    reset_begin: Annotated[int, "[0, inf)", "first update, from 0, that resets it"] = 750,
+) -> Tensor:  # fmt: skip
+    """u - <u, w> w + radial sign(<u, w>) |u - <u, w> w| w, w = W/|W|: the part along W at a length of its own.
+
+    Open pull request 368 of modded-nanogpt (MuonH, 3010 steps), before the polar factor. W = 0 resets nothing.
+    """
+    w = unit(W, (-2, -1))
+    along = inner(u, w)
+    across = u - along * w
+    return torch.where(t <= reset_begin, u, across + radial * along.sign() * safe_norm(across) * w)

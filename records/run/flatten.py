@@ -3,7 +3,8 @@
 A piece is a top-level statement with the comment directly above it. It is reached where it defines a name
 that a reached piece looks up, be it in its body, its decorators, its defaults or its annotations. So a
 registry that decorators fill holds what was reached. The pieces stand in the order of their modules, a module
-behind those it imports from, without imports of this project and without the modules' docstrings. Two rules
+behind those it imports from, without imports of this project and without the modules' docstrings; of the
+others it has the first paragraph, and between pieces one blank line: the project has the rest. Two rules
 follow: top-level names differ over all modules of a script; modules import by name (`from a.b import c`).
 
 The optimizers check what a recipe says, and the run has passed that: their statements that only check are
@@ -259,13 +260,14 @@ def read_module(root: Path, name: str) -> Module:
         if isinstance(node, Import) or is_docstring(node) or is_for_types(node) or is_command_line(node):
             continue
         if heading := "\n".join(above).strip("\n"):
-            module.pieces.append(Piece(((0, heading),), leading_blanks(above), heading=True))
+            module.pieces.append(Piece(((0, heading),), min(leading_blanks(above), 1), heading=True))
         leave_out(node, left, lines, checks)
+        shorten_docstrings(node, left, lines)
         kept = tuple((number, left[number]) for number in range(begin, end) if number in left)
         names = defined("\n".join(line for _, line in kept))
         blank = leading_blanks(above[::-1])
         optional = tuple(methods(node, lines)) if checks else ()
-        module.pieces.append(Piece(kept, blank, optional, names, acts(node)))
+        module.pieces.append(Piece(kept, min(blank, 1), optional, names, acts(node)))
     return module
 
 
@@ -345,6 +347,18 @@ def leave_out(statement: ast.stmt, left: dict[int, str], lines: list[str], check
             left[out[0].lineno - 1] = " " * out[0].col_offset + "pass"
         for one in (one for one in block if one not in out):
             leave_out(one, left, lines, checks)
+
+
+def shorten_docstrings(statement: ast.stmt, left: dict[int, str], lines: list[str]) -> None:
+    """Take all but the first paragraph of every docstring out of the lines that are `left` of a statement."""
+    definitions = (node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    for told in (node.body[0] for node in definitions if is_docstring(node.body[0])):
+        last = (told.end_lineno or told.lineno) - 1
+        blank = [number for number in range(told.lineno - 1, last) if not lines[number].strip()]
+        if blank and blank[0] - 1 in left:
+            left[blank[0] - 1] += '"""'
+            for number in range(blank[0], last + 1):
+                del left[number]
 
 
 def only_checks(node: ast.stmt) -> bool:

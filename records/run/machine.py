@@ -1,11 +1,10 @@
-"""What the machine offers a run: its NVIDIA driver, its compilers, the peak speed of its GPU."""
+"""What the machine offers a run: its compilers, its memory, the peak speed of its GPU."""
 
 import os
-import re
 import shutil
-from pathlib import Path
 
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+from records.run import RunError
+from records.run.track import Track
 
 # Dense bf16 FLOP/s from the makers' data sheets, by torch's name of the GPU; a slice of one has another name.
 PEAK_FLOPS = {
@@ -25,15 +24,48 @@ PEAK_FLOPS = {
 }
 
 
-def nvidia_driver() -> str | None:
-    """Version of the NVIDIA driver; None without one, or where CUDA_VISIBLE_DEVICES hides every GPU."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not NVIDIA_DRIVER.exists():
-        return None
-    found = re.search(r"\d+\.\d[\d.]*", NVIDIA_DRIVER.read_text())
-    return found[0] if found else "of unknown version"
+def compiles(asked: bool | None, on_gpu: bool) -> bool:
+    """Whether to compile: as asked, else on a GPU. Raises RunError where there is no compiler for it."""
+    asked = on_gpu if asked is None else asked
+    if asked and not find_compiler(on_gpu):
+        compiler = "C compiler (gcc, clang or $CC)" if on_gpu else "C++ compiler (g++, clang++ or $CXX)"
+        raise RunError(f"compiling needs a {compiler}, there is none. Install one, or run with --no-compile.")
+    return asked
 
 
 def find_compiler(for_gpu: bool) -> str | None:
     """Path of the compiler that torch.compile would use: Triton a C one, Inductor on a CPU a C++ one."""
     variable, *names = ("CC", "gcc", "clang") if for_gpu else ("CXX", "g++", "clang++")
     return next(filter(None, map(shutil.which, [os.environ.get(variable, ""), *names])), None)
+
+
+def choose_micro_batch(
+    track: Track, processes: int, asked: int | None, compiled: bool, loss_rows: int,
+    memory: tuple[int, int] | None,
+) -> int:  # fmt: skip
+    """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB).
+
+    memory: free and total bytes of the GPU; None on a CPU. Raises RunError for rows that do not divide.
+    """
+    rows, rest = divmod(track.batch_tokens, track.context * processes)
+    if rest:
+        raise RunError(f"{processes} processes do not divide {track.batch_tokens // track.context} rows.")
+    if asked is not None and (asked < 1 or rows % asked):
+        raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
+    fixed, token = memory_needed(track, compiled, loss_rows)
+    held = min(0.85 * memory[1], memory[0]) - fixed if memory else 2**30
+    fitting = (m for m in range(rows, 1, -1) if rows % m == 0 and m * track.context * token <= held)
+    return asked or next(fitting, 1)
+
+
+def memory_needed(track: Track, compiled: bool, loss_rows: int) -> tuple[int, int]:
+    """Bytes that a training on a GPU takes at most: in any case, and for each token of a micro-batch.
+
+    In any case: weights, their gradients, the states, `loss_rows` rows of logits. For a token: what backward
+    needs of each block (saved tensors in bfloat16: 36 bytes a number compiled, 56 eager), and of one more.
+    """
+    weights = track.num_layers * (4 + 2 * track.mlp_ratio) * track.model_dim**2
+    weights += 2 * track.vocab_size * track.model_dim
+    a_logit, a_number = (6, 40) if compiled else (22, 58)
+    fixed = 32 * weights + a_logit * loss_rows * track.vocab_size
+    return fixed, a_number * track.model_dim * (track.num_layers + 1)

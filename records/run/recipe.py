@@ -4,7 +4,6 @@ A shipped recipe is `records/<track>/<name>.toml`, that of an entry `records/<tr
 """
 
 import difflib
-import fnmatch
 import inspect
 import json
 import math
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from records import RecordError
 from records.run.track import RECORDS, Track, is_name, is_number
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
@@ -42,7 +42,7 @@ RANGES = {
     ),
     "slope": (-math.inf, math.inf),
 }
-TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout")
+TABLES = ("matrix", "aux", "schedule", "init", "lookahead", "around", "readout", "embed", "head")
 AUX_OPTIONS = {"bias_correction": True, "master": False}  # beside the track's; in tables by pattern `lr` too
 INIT = {"law": "normal", "bias": "zero", "gain_signs": 0.1, "paired_from": 6, "paired_shrink": 0.5}
 INIT_RULE = {"std": 0.02, "law": "normal", "factor": 1.0, "slope": 0.3, "bias": "zero"}  # of a pattern
@@ -51,11 +51,15 @@ SCALES = ("matrix", "embed_before")  # of the look-ahead
 LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 
 
+
 class Keyword(Protocol):
     """A hyperparameter of a method: its name, its default, and what a value must be."""
 
-    name: str
-    default: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def default(self) -> Any: ...
 
     @property
     def expected(self) -> str: ...
@@ -79,7 +83,7 @@ class Method(Protocol):
     def row(self) -> Rows: ...
 
 
-class RecipeError(ValueError):
+class RecipeError(RecordError):
     """A recipe cannot be read or run. The message says what was expected, what was found and what to do."""
 
 
@@ -109,6 +113,8 @@ class Recipe:
               `but`, patterns of the parameters it is over, its hyperparameters; a table by pattern in it says
               them otherwise for some. Knots in place of a number change it over the run.
     readout:  the same for what validation reads in place of the trained weights; in their order.
+    embed, head: `step` and hyperparameters of the embedding or the head, in place of AdamW, on AdamW's
+              schedule; empty: AdamW.
     facts:    description, base (the entry it builds on), published (number of the published result).
     """
 
@@ -123,22 +129,25 @@ class Recipe:
     facts: dict = field(default_factory=dict)
     around: dict = field(default_factory=dict)
     readout: dict = field(default_factory=dict)
+    embed: dict = field(default_factory=dict)
+    head: dict = field(default_factory=dict)
 
     def toml(self) -> str:
         """The effective recipe: reading it back gives the same recipe."""
         head = {**self.facts, "name": self.name, "track": self.track.name, "train_steps": self.train_steps}
         tables = {"matrix": self.matrix, "aux": self.aux, "schedule": self.schedule, "init": self.init}
         tables |= {"lookahead": self.lookahead, "around": self.around, "readout": self.readout}
+        tables |= self.own_steps()
         return "\n".join(toml_lines(head | tables))
-
-    def differences(self, other: str) -> str:
-        """What the effective recipe `other` says otherwise (-) and this one instead (+), in one line."""
-        lines = difflib.ndiff(other.splitlines(), self.toml().splitlines())
-        return "; ".join(line for line in lines if line[0] in "-+")
 
     def step_names(self) -> list[str]:
         """The step functions it uses, by name and with their exchanged stages, sorted."""
-        return sorted({step_name(self.matrix), *map(step_name, self.patterns().values())})
+        tables = [self.matrix, *self.patterns().values(), *self.own_steps().values()]
+        return sorted(set(map(step_name, tables)))
+
+    def own_steps(self) -> dict[str, dict]:
+        """[embed] and [head], of those that are there."""
+        return {key: table for key, table in (("embed", self.embed), ("head", self.head)) if table}
 
     def surroundings(self) -> dict[str, dict]:
         """The tables of [around], then those of [readout], by name: the order in which they work."""
@@ -147,6 +156,14 @@ class Recipe:
     def patterns(self) -> dict[str, dict]:
         """The tables of [matrix] for some matrices only, by pattern."""
         return tables_in(self.matrix)
+
+
+def run_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a run of `then` says otherwise (-) and one of `now` instead (+): recipe (TOML), seeds, track."""
+    lines = difflib.ndiff(then["recipe"].splitlines(), now["recipe"].splitlines())
+    others = [key for key in now if key != "recipe" and then[key] != now[key]]
+    told = "; ".join(line for line in lines if line[0] in "-+")
+    return told or "; ".join(f"- {key} {then[key]}; + {now[key]}" for key in others)
 
 
 def tables_in(table: dict) -> dict[str, dict]:
@@ -311,7 +328,7 @@ def parse_recipe(
     for key in TABLES:
         if not isinstance(value := table.get(key, {}), dict):
             raise RecipeError(f"recipe {name} says {key} = {value!r}; expected a table [{key}].")
-    matrix, aux, schedule, init, lookahead, around, readout = (table.get(key, {}) for key in TABLES)
+    matrix, aux, schedule, init, lookahead, around, readout, *ends = (table.get(key, {}) for key in TABLES)
     plain = plain_in(matrix)
     effective = hyperparameters("[matrix]", plain, steps)
     for pattern, value in matrix.items():
@@ -325,9 +342,15 @@ def parse_recipe(
             raise RecipeError(
                 f'[matrix."{pattern}"] says couple = {partner!r}; expected another pattern of [matrix].'
             )
-    aux = parse_aux(aux, default)
+    embed, head = (
+        hyperparameters(f"[{key}]", end, steps) if end else {}
+        for key, end in zip(("embed", "head"), ends, strict=True)
+    )
+    aux = parse_aux(aux, default, [key for key, end in (("embed", embed), ("head", head)) if end])
     check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
+    for hidden in (effective, *others.values()):
+        check_moves(schedule["matrix"], hidden, steps)
     check_keys("[lookahead]", lookahead, [*LOOKAHEAD, "scaled_by"])
     check_kinds("[lookahead]", lookahead, LOOKAHEAD)
     if (scale := lookahead.get("scaled_by", SCALES[0])) not in SCALES:
@@ -350,12 +373,19 @@ def parse_recipe(
     )
     if twice := [key for key in around if key in readout]:
         raise RecipeError(f"[around.{twice[0]}] and [readout.{twice[0]}]: expected two names.")
-    tables = (effective, aux, schedule, init, lookahead, facts, around, readout)
+    tables = (effective, aux, schedule, init, lookahead, facts, around, readout, embed, head)
     return Recipe(name, tracks[track], train_steps, *tables)
 
 
-def parse_aux(said: dict, default: dict) -> dict:
-    """The effective [aux]: the track's default where nothing is said; options by pattern over the rest."""
+def parse_aux(said: dict, default: dict, elsewhere: list[str]) -> dict:
+    """The effective [aux]: the track's default where nothing is said; options by pattern over the rest.
+
+    elsewhere: which of "embed" and "head" has a step function of its own; AdamW has no rate for it.
+    """
+    for part in elsewhere:
+        if f"{part}_lr" in said:
+            raise RecipeError(f"[aux] says {part}_lr, but [{part}] replaces AdamW; expected one of them.")
+    default = {key: value for key, value in default.items() if key.removesuffix("_lr") not in elsewhere}
     plain, options = plain_in(said), {key: default[key] for key in ("betas", "eps", "weight_decay")}
     check_keys("[aux]", plain, [*default, *AUX_OPTIONS])
     check_kinds("[aux]", plain, default | AUX_OPTIONS)
@@ -476,6 +506,8 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
         plan = schedule[f"{prefix}steps"]
         points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
         check_knots(f"[schedule] {prefix}steps", points, shapes=False)
+        if (low := min(point[1] for point in points)) < 1:
+            raise RecipeError(f"[schedule] {prefix}steps go down to {low}; expected numbers of steps from 1.")
         if plan is not None and not isinstance(plan, list) and plan < train_steps:
             raise RecipeError(
                 f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
@@ -490,6 +522,8 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             raise RecipeError(f"[schedule] {prefix}cooldown_steps is {steps}; expected a number above 0.")
         if schedule[f"{prefix}phases"] is not None:
             check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
+            if (low := min(knot[1] for knot in schedule[f"{prefix}phases"])) < 0:
+                raise RecipeError(f"[schedule] {prefix}phases go down to {low}; expected factors from 0.")
     if schedule["delay"]:
         check_knots("[schedule] delay", schedule["delay"])
     groups = [matrix, *(value for value in matrix.values() if isinstance(value, dict))]
@@ -499,6 +533,21 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
     for key, knots in schedule["matrix"].items():
         check_knots(f"[schedule.matrix] {key}", knots)
     return schedule
+
+
+def check_moves(moves: Mapping[str, list[list]], table: dict, steps: Mapping[str, Method]) -> None:
+    """Raises RecipeError where knots leave the range of a hyperparameter of the table's step."""
+    stages = {kind: table[kind] for kind in STAGE_KINDS if kind in table}
+    known = steps[table["step"]].row.exchanged(stages).hyperparameters
+    for key in moves.keys() & known.keys():
+        try:
+            for knot in moves[key]:
+                known[key].check(float(knot[1]), key)  # as a number between two knots
+        except (TypeError, ValueError):
+            raise RecipeError(
+                f"[schedule.matrix] says {key} = {shown(moves[key])}; expected points with values each "
+                f"{known[key].expected}."
+            ) from None
 
 
 def is_knots(value: object) -> bool:
@@ -565,11 +614,6 @@ def hyperparameters(
                 raise RecipeError(f"{where} says {name} = {value!r}; expected {keyword.expected}.") from None
         effective[name] = list(value) if isinstance(value, tuple) else value
     return effective
-
-
-def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern names a module, from its block on ("mlp.*") or in full ("blocks.0.mlp.fc")."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (re.sub(r"^blocks\.\d+\.", "", module), module))
 
 
 def check_keys(where: str, table: dict, known: list[str]) -> None:

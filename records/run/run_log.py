@@ -7,7 +7,6 @@ each validation; `<id>.jsonl` beside it holds every step.
 import fcntl
 import json
 import os
-import platform
 import re
 import socket
 import sys
@@ -20,10 +19,11 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from records import RecordError
 from records.run.signals import leave_screen
 
 
-class LogError(ValueError):
+class LogError(RecordError):
     """The log cannot be written. The message says where and what to do."""
 
 
@@ -212,10 +212,3 @@ class Clock:
     def stop(self) -> None:
         self.barrier()
         self.seconds += time.perf_counter() - self.began
-
-
-def processor_name() -> str:
-    """The model of this machine's processor, as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,16 +1,16 @@
 """Where the time of a step goes: --profile traces ten steady steps and sums them up by phase.
 
-The profiler is torch's, handed in by the trainer. A phase begins with a mark and ends with the next one.
+The profiler is torch's, handed in by records/observe.py. A phase ends where the next one begins.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 PHASES = {
-    "data": "the batch that was read ahead",
+    "data": "the batch that was read ahead, and the log of the step before",
     "forward": "the loss",
     "backward": "the gradients, and their exchange where that is not hidden",
     "wait": "for the loss and the gradient's norm of all processes",
@@ -54,9 +54,9 @@ class Profiler(Protocol):
 
 
 class StepProfile:
-    """Marks the phases of each step for a profiler; behind the last traced step it writes and says.
+    """Observes a run for a profiler; behind the last traced step it writes the trace and says the table.
 
-    record: torch.profiler.record_function. say: takes the table's lines, once.
+    record: torch.profiler.record_function. say: takes the table, once.
     """
 
     def __init__(
@@ -67,38 +67,49 @@ class StepProfile:
         say: Callable[[str], None],
     ) -> None:
         self.profiler, self.record, self.trace, self.say = profiler, record, trace, say
-        self.open: AbstractContextManager[object] | None = None
+        self.phase: AbstractContextManager[object] | None = None
         self.steps = 0
         profiler.start()
+        self._open("data")
 
-    def mark(self, phase: str) -> None:
-        """The phase before ends, this one begins; an empty one ends the step.
+    def begin(self, phase: str) -> None:
+        """The phase before ends, this one begins; outside of a step nothing does."""
+        if self.phase:
+            self._open(phase)
 
-        A forward pass in no step is a validation's, and not counted.
-        """
-        if phase in ("forward", "backward") and not self.open:
-            return
-        if self.open:
-            self.open.__exit__(None, None, None)
-            self.open = None
-        if phase and self.steps < PROFILED:
-            self.open = self.record(f"phase {phase}")
-            self.open.__enter__()
-        if not phase:
-            self._count()
+    def waiting(self) -> None:
+        """The gradients are made; the loop asks the device for their norm."""
+        self.begin("wait")
 
-    def _count(self) -> None:
+    @contextmanager
+    def updating(self, step: int) -> Iterator[None]:
+        """Around the optimizers' part, which ends the step."""
+        self.begin("optimizer")
+        yield
+        self._open("")
         self.steps += 1
         if self.steps < PROFILED:
             self.profiler.step()
+            self._open("data")
         elif self.steps == PROFILED:
             self.profiler.stop()
             self.profiler.export_chrome_trace(str(self.trace))
             self.say("\n".join([*table(self.profiler.events()), f"trace: {self.trace}"]))
 
+    @contextmanager
+    def validating(self, step: int) -> Iterator[None]:
+        """Around a validation, which is no step's."""
+        inside = self.phase is not None
+        self._open("")
+        yield
+        self._open("data" if inside else "")
 
-def unmarked(phase: str) -> None:
-    """What marks a phase where nothing is profiled."""
+    def _open(self, phase: str) -> None:
+        if self.phase:
+            self.phase.__exit__(None, None, None)
+        self.phase = self.record(f"phase {phase}") if phase else None
+        if self.phase:
+            self.phase.__enter__()
 
 
 def phase_seconds(events: Iterable[Event]) -> dict[str, tuple[float, float]]:
