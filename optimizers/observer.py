@@ -52,9 +52,6 @@ class Observer:
                 rows[name] = by_row
         self._write(step, numbers, rows)
 
-    def waiting(self) -> None:
-        """The gradients are made; nothing is measured there."""
-
     @contextmanager
     def validating(self, step: int) -> Iterator[None]:
         """Around the validation before update `step`; measured where `every` divides it."""

@@ -34,18 +34,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optimizers import STEPS
-from optimizers.matrix_optimizer import collective
-from optimizers.world import World, WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
+from optimizers.exchange import collective
+from optimizers.world import WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
 from records import RecordError
-from records.run import RunError
-from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles, find_compiler, memory_needed
+from records.run.machine import (
+    PEAK_FLOPS,
+    choose_micro_batch,
+    compiles,
+    find_compiler,
+    memory_needed,
+)
 from records.run.recipe import Recipe, parse_recipe
-from records.run.schedule import validates
-from records.run.signals import ENDED, REFUSED, leave
+from records.run.signals import last_words
 from records.run.track import Track, shipped_tracks
 from train_gpt import (
     GPT,
     LOSS_ROWS,
+    World,
     apply_update,
     build_optimizers,
     compute_gradients,
@@ -53,6 +58,7 @@ from train_gpt import (
     make_model,
     set_learning_rates,
     start_progress,
+    validates,
     warm_up,
 )
 
@@ -236,17 +242,18 @@ def check_hub(checkup: Checkup) -> Finding:
     return Finding("hub", f"{address}: {told[0]}", "warning", remedy)
 
 
-def micro_batch(checkup: Checkup) -> int:
-    """The rows that the trainer would choose. Raises RunError for asked ones that do not divide the batch."""
-    ranks, args = checkup.ranks, checkup.args
+def micro_batch_of(checkup: Checkup) -> int:
+    """Rows of a forward pass: as asked, else what the memory holds. Raises RunError."""
+    args, ranks = checkup.args, checkup.ranks
     memory = torch.cuda.mem_get_info(ranks.device) if checkup.on_gpu else None
-    return choose_micro_batch(checkup.track, ranks.size, args.micro_batch, args.compile, LOSS_ROWS, memory)
+    asked = args.micro_batch, args.compile, LOSS_ROWS
+    return choose_micro_batch(checkup.track, ranks.size, *asked, memory)
 
 
 def check_memory(checkup: Checkup) -> Finding:
     """The micro-batch that free memory allows."""
     track, args, ranks = checkup.track, checkup.args, checkup.ranks
-    rows = micro_batch(checkup)
+    rows = micro_batch_of(checkup)
     what = f"micro-batch of {rows} rows of {track.context} tokens"
     if not checkup.on_gpu:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -460,7 +467,7 @@ def note(checkup: Checkup, check: str, look: Callable[[Checkup], Finding], toget
     except Exception as error:  # whatever a machine that is not ready raises
         own = failure(check, error)
         if together and ranks.size > 1:
-            leave(f"error (rank {ranks.rank}, host {host}): {check}: {own.found}", ENDED, True)
+            sys.exit(last_words(f"error (rank {ranks.rank}, host {host}): {check}: {own.found}", 1))
     everyone: list[tuple[str, Finding]] = [(host, own)] * ranks.size
     if ranks.size > 1:
         dist.all_gather_object(everyone, (host, own))
@@ -495,7 +502,7 @@ def visit(checkup: Checkup) -> int:
         note(checkup, look.__name__.removeprefix("check_"), look)
     args, ranks = checkup.args, checkup.ranks
     args.compile = args.compile and find_compiler(checkup.on_gpu) is not None
-    args.micro_batch = micro_batch(checkup)
+    args.micro_batch = micro_batch_of(checkup)
     note(checkup, "exchange", check_exchange, together=True)
     note(checkup, "baseline", check_baseline, together=True)
     for recipe in recipes(checkup):
@@ -523,10 +530,10 @@ def main(argv: list[str] | None = None) -> int:
         recipe = load_recipe(track.recipe, track=track)
     except (RecordError, WorldError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        return 2
     try:
-        args.compile = compiles(args.compile, ranks.device.type == "cuda")
-    except RunError:  # check_compiler says so
+        args.compile = compiles(args.compile, has_gpu(checked=False))
+    except RecordError:  # check_compiler says so
         args.compile = False
     checkup = Checkup(recipe, ranks, args, args.quick)
     try:

@@ -12,12 +12,10 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from optimizers import world
-from optimizers.world import World
 from records import doctor
 from records.doctor import Checkup, Finding
-from records.run import RunError
 from records.run.track import shipped_tracks
-from train_gpt import load_recipe
+from train_gpt import RunError, World, load_recipe
 
 CPU = torch.device("cpu")
 

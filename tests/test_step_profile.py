@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import pytest
-
 import train_gpt
-from records.run.step_profile import PHASES, TRACED, phase_seconds, table
+from optimizers.step_profile import PHASES, TRACED, phase_seconds, table, unmarked
+from tests.refusal import refusal_of
 
 
 @dataclass
@@ -32,7 +31,7 @@ def kernel(name: str, duration: float) -> SimpleNamespace:
 
 def test_a_traced_run_leaves_a_trace_and_says_where_the_time_went(small_track, tmp_path, capsys):
     options = ["--recipe", "nora", "--steps", "20", "--data", str(small_track), "--out", str(tmp_path)]
-    train_gpt.main([*options, "--validate-ends", "--profile"])
+    train_gpt.main([*options, "--profile"])
     (path,) = tmp_path.glob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
@@ -44,11 +43,10 @@ def test_a_traced_run_leaves_a_trace_and_says_where_the_time_went(small_track, t
     assert "step:20/20 val_loss:" in log.read_text()
 
 
-def test_too_few_steps_to_trace_are_refused(small_track, tmp_path, capsys):
+def test_too_few_steps_to_trace_are_refused(small_track, tmp_path):
     options = ["--steps", "16", "--profile", "--data", str(small_track), "--out", str(tmp_path)]
-    with pytest.raises(SystemExit, match="2"):
-        train_gpt.main(options)
-    assert "--profile needs 17 steps, the run has 16" in capsys.readouterr().err
+    told = refusal_of(lambda: train_gpt.main(options))
+    assert "--profile needs 17 steps, 16 are left" in told and not list(tmp_path.glob("*.txt"))
 
 
 def test_a_kernel_counts_where_it_was_started_and_the_exchange_apart():
@@ -67,3 +65,12 @@ def test_a_kernel_counts_where_it_was_started_and_the_exchange_apart():
     assert seconds["backward"] == (100, 95) and seconds["optimizer"] == (30, 5)
     assert seconds["exchange"] == (30, 25) and seconds["forward"] == (0, 0)
     assert "GPU ms" in next(table(events)) and "GPU ms" not in next(table(events[:2]))
+
+
+def test_what_is_not_profiled_is_not_marked(small_track, tmp_path, monkeypatch):
+    """The loop then calls a function that does nothing, and the model has no hooks."""
+    marks = []
+    monkeypatch.setattr(train_gpt, "unmarked", marks.append)
+    monkeypatch.setattr(train_gpt, "marks", None)
+    train_gpt.main(["--steps", "2", "--data", str(small_track), "--out", str(tmp_path)])
+    assert marks == 2 * ["data", "wait", "optimizer", ""] and unmarked("data") is None

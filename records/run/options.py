@@ -12,9 +12,6 @@ class Unobserved:
     def updating(self, step: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def waiting(self) -> None:
-        """The gradients are made; the loop asks the device for their norm."""
-
     def validating(self, step: int) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -51,6 +48,7 @@ def add_run_options(parser: argparse.ArgumentParser, root: Path) -> None:
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU; on a CPU for several seeds")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--readouts", action="store_true", help="validate through each readout alone too: for research")
+    add("--profile", action="store_true", help="trace ten steps, beside the log; where their time went")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
     parser.set_defaults(observe=unobserved)
 
@@ -65,7 +63,6 @@ def parse_arguments(argv: list[str], root: Path) -> argparse.Namespace:
     add("--explain", action="store_true", help="print the stages of the recipe, with every value, and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--instruments", type=steps, nargs="?", const=25, metavar="EVERY", help="measure what updates do")
-    add("--profile", action="store_true", help="trace ten steps, beside the log, and say where they went")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add_run_options(parser, root)
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh

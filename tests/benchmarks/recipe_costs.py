@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.recipe_costs [--recipes row_floor,bimaxwell] [--rounds 20] [--table FILE.md]
 
-Steps each recipe of track nano and the recipe `muon` in turn, one thread, eager, in the last tenth of the run,
+Steps each recipe of track nano and `muon` in turn, one thread, eager, in the last tenth of the run,
 where all that a recipe switches on is on. Milliseconds are CPU time, which leaves out what the processor gave
-to other work: the mean over the rounds, since some steps of a recipe do more than others. `update` is the part
+to other work: the mean over the rounds, since some steps do more than others. `update` is the part
 of it that is neither forward nor backward. Bytes are those of all optimizers' states, by parameter.
 """
 

@@ -1,16 +1,18 @@
 """Where the time of a step goes: --profile traces ten steady steps and sums them up by phase.
 
-The profiler is torch's, handed in by records/observe.py. A phase ends where the next one begins.
+A phase begins with a mark and ends with the next one.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from torch import nn
+from torch.profiler import profile, record_function, schedule
+
 PHASES = {
-    "data": "the batch that was read ahead, and the log of the step before",
+    "data": "the batch that was read ahead",
     "forward": "the loss",
     "backward": "the gradients, and their exchange where that is not hidden",
     "wait": "for the loss and the gradient's norm of all processes",
@@ -43,73 +45,64 @@ class Event(Protocol):
     kernels: Sequence[Kernel]
 
 
-class Profiler(Protocol):
-    """torch.profiler.profile, as far as it is used."""
-
-    def start(self) -> None: ...
-    def step(self) -> None: ...
-    def stop(self) -> None: ...
-    def events(self) -> Iterable[Event]: ...
-    def export_chrome_trace(self, path: str) -> None: ...
-
-
 class StepProfile:
-    """Observes a run for a profiler; behind the last traced step it writes the trace and says the table.
+    """Marks the phases of each step for torch's profiler; behind the last traced step it writes and says.
 
-    record: torch.profiler.record_function. say: takes the table, once.
+    say: takes the table's lines, once.
     """
 
-    def __init__(
-        self,
-        profiler: Profiler,
-        record: Callable[[str], AbstractContextManager[object]],
-        trace: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        self.profiler, self.record, self.trace, self.say = profiler, record, trace, say
-        self.phase: AbstractContextManager[object] | None = None
+    def __init__(self, trace: Path, say: Callable[[str], None]) -> None:
+        plan = schedule(wait=SKIPPED, warmup=WARMED, active=TRACED, repeat=1)
+        self.profiler, self.trace, self.say = profile(schedule=plan), trace, say
+        self.open: record_function | None = None
         self.steps = 0
-        profiler.start()
-        self._open("data")
+        self.profiler.start()
 
-    def begin(self, phase: str) -> None:
-        """The phase before ends, this one begins; outside of a step nothing does."""
-        if self.phase:
-            self._open(phase)
+    def mark(self, phase: str) -> None:
+        """The phase before ends, this one begins; an empty one ends the step.
 
-    def waiting(self) -> None:
-        """The gradients are made; the loop asks the device for their norm."""
-        self.begin("wait")
+        A forward pass in no step is a validation's, and not counted.
+        """
+        if phase in ("forward", "backward") and not self.open:
+            return
+        if self.open:
+            self.open.__exit__(None, None, None)
+            self.open = None
+        if phase and self.steps < PROFILED:
+            self.open = record_function(f"phase {phase}")
+            self.open.__enter__()
+        if not phase:
+            self._count()
 
-    @contextmanager
-    def updating(self, step: int) -> Iterator[None]:
-        """Around the optimizers' part, which ends the step."""
-        self.begin("optimizer")
-        yield
-        self._open("")
+    def _count(self) -> None:
         self.steps += 1
         if self.steps < PROFILED:
             self.profiler.step()
-            self._open("data")
         elif self.steps == PROFILED:
             self.profiler.stop()
             self.profiler.export_chrome_trace(str(self.trace))
             self.say("\n".join([*table(self.profiler.events()), f"trace: {self.trace}"]))
 
-    @contextmanager
-    def validating(self, step: int) -> Iterator[None]:
-        """Around a validation, which is no step's."""
-        inside = self.phase is not None
-        self._open("")
-        yield
-        self._open("data" if inside else "")
 
-    def _open(self, phase: str) -> None:
-        if self.phase:
-            self.phase.__exit__(None, None, None)
-        self.phase = self.record(f"phase {phase}") if phase else None
-        if self.phase:
-            self.phase.__enter__()
+class ProfileError(ValueError):
+    """A run is too short to be profiled."""
+
+
+def marks(net: nn.Module, trace: Path, say: Callable[[str], None], steps: int) -> Callable[[str], None]:
+    """What marks the phases of the steps of `net`: its calls mark forward and backward themselves.
+
+    Raises ProfileError where fewer `steps` are left than a profile takes.
+    """
+    if steps < PROFILED:
+        raise ProfileError(f"--profile needs {PROFILED} steps, {steps} are left. Train more or leave it out.")
+    mark = StepProfile(trace, say).mark
+    net.register_forward_pre_hook(lambda *_: mark("forward"))
+    net.register_forward_hook(lambda *_: mark("backward"))
+    return mark
+
+
+def unmarked(phase: str) -> None:
+    """What marks a phase where nothing is profiled."""
 
 
 def phase_seconds(events: Iterable[Event]) -> dict[str, tuple[float, float]]:
