@@ -73,6 +73,17 @@ def test_of_an_odd_number_of_gpus_it_uses_what_divides_a_batch(tmp_path, gpus, p
     assert told.stderr == (said if gpus != processes else "")
 
 
+def test_a_later_node_resumes_without_a_checkpoint(tmp_path):
+    """A stand-in Python shows the command that would be started."""
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo 0 ;; *) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    told = run_sh("--resume", "--out", str(tmp_path), PYTHON=str(python), **nodes)
+    assert told.returncode == 0 and "--plan" not in told.stdout
+    assert told.stdout.rstrip().endswith(f"train_gpt.py --resume --out {tmp_path}")
+
+
 def test_the_doctor_is_started_as_the_trainer_is(tmp_path):
     python = tmp_path / "python3"
     python.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo 3 ;; *) echo "$@" ;; esac\n')

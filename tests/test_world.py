@@ -211,12 +211,6 @@ def test_an_error_of_one_process_is_told_and_ends_all(nano_data, tmp_path):
     assert not list(tmp_path.glob("o/*"))
 
 
-def test_a_later_node_plans_to_resume_without_a_checkpoint(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("NODE_RANK", "1")
-    train_gpt.main(["--plan", "--resume", "--out", str(tmp_path)])
-    assert capsys.readouterr().out.split() == ["0"]
-
-
 def test_a_process_that_is_gone_is_told_in_one_line(nano_data, tmp_path):
     port, options = free_port(), ("--checkpoint-every", "1", "--data", str(nano_data), "--out", str(tmp_path))
     ranks = [run_rank(rank, port, "--recipe", "muon", *options) for rank in (0, 1)]
