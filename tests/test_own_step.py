@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from optimizers import AROUND, STEPS
+from optimizers.explain import explained
 from optimizers.own_step import OwnStep
 from optimizers.stage import named_step
 from records.run.recipe import RecipeError, parse_recipe
 from records.run.track import shipped_tracks
-from train_gpt import GPT, build_optimizers, explain, set_learning_rates
+from train_gpt import GPT, build_optimizers, set_learning_rates
 
 TEXT = """
 track = "nano"
@@ -46,7 +47,7 @@ def test_the_effective_recipe_reads_back_as_itself():
     assert recipe(made.toml()) == made
     assert recipe(TEXT, "head.lr=0.2").head["lr"] == 0.2
     assert made.step_names() == ["muon", "rownorm", "rownorm(direction=centred_rows)"]
-    assert "head: rownorm(direction=centred_rows)" in list(explain(made))
+    assert "head: rownorm(direction=centred_rows)" in list(explained(made.own_steps()))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def test_every_shipped_recipe_reads_and_says_itself_again(path):
     recipe = read_recipe(path, TRACKS, STEPS)
     assert recipe.track.name == path.relative_to(RECORDS).parts[0]
     assert parse_recipe(recipe.toml(), "other", TRACKS, STEPS) == recipe
-    assert len(path.read_text().splitlines()) <= 40 or path.name == "recipe.toml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) <= 40 or path.name == "recipe.toml"
     assert "description" in recipe.facts
     tomllib.loads(recipe.toml())
 

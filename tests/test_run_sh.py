@@ -37,7 +37,7 @@ def own_data(folder: Path) -> Path:
 def test_help_fits_one_screen():
     told = run_sh("--help")
     assert told.returncode == 0 and len(told.stdout.splitlines()) <= 40
-    for option in ("--recipe", "--seeds", "--resume", "test", "records", "tune", "NNODES"):
+    for option in ("--recipe", "--seeds", "--resume", "test", "records", "tune", "doctor", "NNODES"):
         assert option in told.stdout
 
 
@@ -59,6 +59,28 @@ def test_more_processes_than_gpus_are_refused(tmp_path):
     python.chmod(0o755)
     told = run_sh("--nproc", "4", PYTHON=str(python))
     assert told.returncode == 2 and "--nproc 4: there are 2 GPUs" in told.stderr
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(3, 2), (7, 4), (8, 8)])
+def test_of_an_odd_number_of_gpus_it_uses_what_divides_a_batch(tmp_path, gpus, processes):
+    """A stand-in Python plans for the GPUs, and shows the command that would be started."""
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *--plan*) echo {gpus} ;; *) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    told = run_sh(PYTHON=str(python))
+    assert told.returncode == 0 and f"--nproc-per-node={processes} " in told.stdout
+    said = f"{gpus} GPUs found: using {processes}, as 1, 2, 4 or 8 processes divide a batch\n"
+    assert told.stderr == (said if gpus != processes else "")
+
+
+def test_the_doctor_is_started_as_the_trainer_is(tmp_path):
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo 3 ;; *) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    told = run_sh("doctor", "--quick", "--json", "found.json", PYTHON=str(python))
+    assert "3 GPUs found: using 2" in told.stderr
+    started = "-m torch.distributed.run --standalone --nproc-per-node=2 -m records.doctor"
+    assert told.stdout == f"{started} --quick --json found.json\n"
 
 
 def test_it_fetches_what_is_missing_and_trains(tmp_path):

@@ -176,6 +176,11 @@ def plain_in(table: dict) -> dict:
     return {key: value for key, value in table.items() if not isinstance(value, dict)}
 
 
+def split(table: dict) -> tuple[dict, dict[str, dict]]:
+    """What stands in a table itself, and the tables inside it."""
+    return plain_in(table), tables_in(table)
+
+
 def step_name(table: dict) -> str:
     """ "aurora", or "aurora(precondition=soap)" where the table exchanges stages."""
     stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGE_KINDS if kind in table)
