@@ -104,15 +104,15 @@ def polar_methods(train: bool) -> Findings:
         if order[-1] == "quintic"
         else "The first part of the claim does not show: "
     ) + (
-        f"the RMS distance of singular values from 1, averaged over the kinds of matrices, is {told}; the quintic "
-        f"leaves them between {min(row[2] for row in quintic):.2g} and {max(row[3] for row in quintic):.3g}."
+        f"the RMS distance of singular values from 1, averaged over the kinds of matrices, is {told}; the "
+        f"quintic leaves them between {min(row[2] for row in quintic):.2g} and {max(row[3] for row in quintic):.3g}."
     )
     header = ["matrices", "method", "least s", "largest s", "RMS distance from 1"]
     return Findings(
         verdict, seeds_told(), [Table("Singular values after the iterations", header, rows)],
         {"response.svg": Picture(curves, draw, 6.5, 4.0)}, {"rows": rows, "response": curves},
         missing="loss against polar error (Aurora fig. 2): ./run.sh --recipe muon --set matrix.polar=quintic "
-        "--instruments --seeds 0-5 and the same with each method; the report puts polar error beside the loss.",
+        "--instruments --seeds 0-5 and the same with each method; the report shows both.",
     )  # fmt: skip
 
 
@@ -180,10 +180,10 @@ def row_uniformity(train: bool) -> Findings:
     ]  # fmt: skip
     verdict = (
         f"Row-norm variation and alignment on random tall matrices: {told}. "
-        + (f"{' and '.join(better)} even out the rows and stay closer to the polar factor than u_normuon: the "
-           "claim shows on these." if better else
-           "Neither Aurora is both more even than Muon and closer to the polar factor than u_normuon: the claim "
-           "does not show on these.")
+        + (f"{' and '.join(better)} even out the rows and stay closer to the polar factor than u_normuon: "
+           "the claim shows on these." if better else
+           "Neither Aurora is both more even than Muon and closer to the polar factor than u_normuon: the "
+           "claim does not show on these.")
     )  # fmt: skip
     header = ["matrices", "method", "row-norm variation", "alignment"]
     return Findings(
@@ -236,8 +236,8 @@ def equilibration(train: bool) -> Findings:
         return sum((a > b) == larger for a, b in pairs)
 
     told = "; ".join(
-        f"{mode}: stable rank up in {wins(mode, 2, True)}, condition down in {wins(mode, 3, False)}, residual "
-        f"down in {wins(mode, 4, False)}" for mode in ("r", "c", "rc")
+        f"{mode}: stable rank up in {wins(mode, 2, True)}, condition down in {wins(mode, 3, False)}, "
+        f"residual down in {wins(mode, 4, False)}" for mode in ("r", "c", "rc")
     )  # fmt: skip
     shows = all(wins("r", column, larger) > len(kinds) / 2 for column, larger in ((2, True), (4, False)))
     verdict = (
@@ -267,7 +267,7 @@ STUDIES = (
     ),
     Study(
         "row_uniformity",
-        "normalising rows after the polar factor costs alignment with it; Aurora has even rows and keeps more",
+        "normalising rows after the polar factor costs alignment with it; Aurora's are even and keep more",
         "Aurora figs. 3 and 9", row_uniformity,
     ),
     Study(

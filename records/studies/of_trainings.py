@@ -1,7 +1,7 @@
 """Studies of whole trainings on nano: what runs they are made of, and what the instruments say of these.
 
-A run's log and its instruments lie in the study's folder, in a folder of the run's name; `--train` makes those
-that are missing by `./run.sh`, one after the other.
+A run's log and its instruments lie in the study's folder, in a folder of the run's name; `--train` makes
+those that are missing by `./run.sh`, one after the other.
 """
 
 import os
@@ -181,7 +181,8 @@ STUDIES = tuple(
             "dying_neurons",
             "Muon starves neurons of the MLP, Aurora does not", "Aurora figs. 5 to 8",
             recipe_runs(["muon", "aurora"], "0-2"),
-            [("dead", "mlp"), ("faint", "mlp"), ("row_variation", "mlp.fc"), ("leverage_variation", "mlp.fc")],
+            [("dead", "mlp"), ("faint", "mlp"), ("row_variation", "mlp.fc"),
+             ("leverage_variation", "mlp.fc")],
             dying,
         ),
         (
