@@ -105,7 +105,8 @@ def polar_methods(train: bool) -> Findings:
         else "The first part of the claim does not show: "
     ) + (
         f"the RMS distance of singular values from 1, averaged over the kinds of matrices, is {told}; the "
-        f"quintic leaves them between {min(row[2] for row in quintic):.2g} and {max(row[3] for row in quintic):.3g}."
+        f"quintic leaves them between {min(row[2] for row in quintic):.2g} and "
+        f"{max(row[3] for row in quintic):.3g}."
     )
     header = ["matrices", "method", "least s", "largest s", "RMS distance from 1"]
     return Findings(
