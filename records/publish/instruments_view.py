@@ -81,7 +81,7 @@ def instruments_section(runs: Sequence[Measured]) -> str:
         shown(curves_figure(runs), "instruments"),
     ]
     if dead := dead_figure(runs):
-        parts += ["<h3>Neurons that are silent</h3>", shown(dead, "dead")]
+        parts += ["<h3>Neurons that are silent on the validation tokens</h3>", shown(dead, "dead")]
     if choices := neuron_choices(runs):
         parts += ["<h3>Every neuron over the steps</h3>", shown(heat_figure(runs, choices), "neurons")]
         parts += ["<h3>Neurons at three steps</h3>", shown(histogram_figure(runs, choices), "histograms")]
@@ -133,7 +133,7 @@ def points(run: Measured, name: str, quantity: str) -> tuple[list[int], list[flo
 
 def dead_figure(runs: Sequence[Measured]) -> go.Figure | None:
     """Units that are zero on every validation token (left), and those below 1% of the layer's median."""
-    plot = make_subplots(1, 2, subplot_titles=("zero on every token", "below 1% of the median, these too"))
+    plot = make_subplots(1, 2, subplot_titles=("zero", "below 1% of the median"))
     layers = sorted({name for run in runs for name, of_name in run.numbers.items() if "dead" in of_name})
     if not layers:
         return None
@@ -182,8 +182,8 @@ def heat_figure(runs: Sequence[Measured], choices: Sequence[tuple[str, str]]) ->
 
 
 def histogram_figure(runs: Sequence[Measured], choices: Sequence[tuple[str, str]]) -> go.Figure:
-    """How many neurons have what value after the first measured update, in the middle and at the end."""
-    titles = ("second measured step", "middle", "last")
+    """How many neurons have what value at the second measured step, in the middle and at the last."""
+    titles = ("early", "middle", "last")
     plot = make_subplots(1, 3, subplot_titles=titles, shared_xaxes="all")
     for i, choice in enumerate(choices):
         lists = [run.neurons[choice][1] for run in runs]
@@ -218,6 +218,7 @@ def dress(plot: go.Figure, height: int, buttons: Sequence[dict], active: int) ->
     """The report's layout; a menu at the top left where there is something to choose."""
     place = {"x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 34}}
     menu = [{"buttons": list(buttons), "active": active, **place}] if buttons else []
+    plot.update_annotations(font_size=13)
     plot.update_layout(
         template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 90, "b": 60},
         legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0}, updatemenus=menu,
