@@ -4,7 +4,8 @@
 
 Steps on the hidden matrices of a track's model, Muon's and the method's in turn. `ms` is the fastest round's;
 `of Muon's` the median over the rounds of the ratio, which other work on the machine moves less. Bytes are
-those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4.
+those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4. What a recipe
+has around its steps is not here: `python -m tests.benchmarks.recipe_costs` takes whole recipes.
 """
 
 import argparse
@@ -54,6 +55,8 @@ def optimizer_of(name: str, shapes: dict[tuple[int, int], int], **options: Any) 
             p.grad = torch.randn(shape, generator=generator)
             params.append(p)
     optimizer = MatrixOptimizer(params, step=name, **options)
+    for p in params if name == "isomuon" else ():  # as [around.gradient_noise] would
+        optimizer.tell(p, row_noise=torch.ones(len(p), 1), column_noise=torch.ones(1, p.shape[1]))
     optimizer.step()
     return optimizer
 

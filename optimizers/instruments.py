@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from optimizers.matrix_optimizer import Arrived, MatrixOptimizer, MatrixStack, names_of
+from optimizers.matrix_optimizer import MatrixOptimizer
 from optimizers.norms import inner
+from optimizers.stacks import MatrixStack, names_of
 from optimizers.stage import Row, given_at_first, row_of_function
+from optimizers.stepping import Arrived
 
 Numbers = dict[str, float | None]  # None: not defined, as the condition of zeros
 

@@ -5,13 +5,15 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from socket import gethostname
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Found = TypeVar("Found")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -124,3 +126,13 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def distributed(model: nn.Module, world: World) -> nn.Module:
+    """The model, its gradients averaged over the processes in the buffers in which they travel."""
+    if world.size == 1:
+        return model
+    known = signature(DistributedDataParallel).parameters  # of torch 2.13 on
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    buffers: dict[str, Any] = {sync: False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **buffers)

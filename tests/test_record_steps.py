@@ -85,6 +85,10 @@ def muon_3060(s: int) -> Options:
     return {"lr": 0.025, "weight_decay": 0.1, "begin": 2, "late": ramp(s, 2, 7)}
 
 
+def muonh_3010(s: int) -> Options:
+    return {"lr": 0.03, "begin": 2, "reset_begin": 2, "late": ramp(s, 2, 7)}
+
+
 def muonh_3065(s: int) -> Options:
     return {"lr": 0.03, "begin": 2, "averages": 6, "age": 50 - 28 * ramp(s, 2, 7)}
 
@@ -117,6 +121,10 @@ CASES = [
     Case("open_bimaxwell_muon", "", "muon(memory=bimaxwell)", record_36, (0, 1, 2, 3, 4, 5)),
     Case("open_kmaxwell_muon", "", "muon(memory=kmaxwell)", record_36, (0, 1, 2, 3, 4, 5)),
     Case("open_maxent_muon", "", "muon(memory=maxent)", muon_3060, (0, 1, 2, 3, 4, 5)),
+    Case(
+        "open_maxent_muonh", "", "muonh(memory=maxent, precondition=radial_reset)",
+        muonh_3010, (0, 1, 2, 3, 4, 5),
+    ),
     Case("open_kmaxwell_muonh", "", "muonh(memory=kmaxwell)", muonh_3065, (0, 1, 2, 3, 4, 5)),
 ]  # fmt: skip
 
@@ -161,7 +169,7 @@ def test_tempered_directions_equal_record_38(s, temper, shape):
 
 
 COMPILED = [
-    ("muon(memory=maxent)", {"begin": 3}, {"late": 0.5}),
+    ("muonh(memory=maxent, precondition=radial_reset)", {"begin": 3, "reset_begin": 3}, {"late": 0.5}),
     (
         "soap_muon",
         RECORD_46 | trust(0) | {"refresh_every": 2},

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from optimizers.norms import average_, safe_norm, squared
+from optimizers.norms import average_, inner, safe_norm, squared, unit
 from optimizers.stage import Scalar, State, buffer, stage
 
 
@@ -67,3 +67,19 @@ def adam(
     m = average_(buffer(state, "momentum", G), G, betas[0])
     v = average_(buffer(state, "variance", G), squared(G), betas[1])
     return m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+
+
+@stage("precondition")
+def radial_reset(
+    u: Tensor, W: Tensor, t: Tensor, *,
+    radial: Annotated[Scalar, "[0, inf)", "length of the part along W, in that of the part across"] = 0.044,
+    reset_begin: Annotated[int, "[0, inf)", "first update, from 0, that resets it"] = 750,
+) -> Tensor:  # fmt: skip
+    """u - <u, w> w + radial sign(<u, w>) |u - <u, w> w| w, w = W/|W|: the part along W at its own length.
+
+    Open pull request 368 of modded-nanogpt (MuonH, 3010 steps), before the polar factor. W = 0: no reset.
+    """
+    w = unit(W, (-2, -1))
+    along = inner(u, w)
+    across = u - along * w
+    return torch.where(t <= reset_begin, u, across + radial * along.sign() * safe_norm(across) * w)

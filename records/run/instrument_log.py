@@ -1,4 +1,4 @@
-"""What instruments told of a run: `<id>.instruments.jsonl`, and by neuron `<id>.instruments.npz`.
+"""What instruments told of a run: `<id>.instruments.jsonl`, and `<id>.instruments.npz` with those by neuron.
 
 A line of the first: {"seed", "step", "name" of a matrix or layer, its numbers}. An array of the second is
 "<seed>/<step>/<name>/<what>", one number a neuron; at most MOST_NEURONS numbers in all: matrices that would
@@ -74,7 +74,7 @@ def is_whole(path: Path) -> bool:
 
 
 def read_numbers(log: Path) -> list[dict]:
-    """The lines of a log's instruments, in order, the last of each seed, step and name; or no line."""
+    """The lines of a log's instruments, in order, the last of each seed, step and name; [] without a file."""
     path = log.with_suffix(".instruments.jsonl")
     if not path.is_file():
         return []
