@@ -63,7 +63,7 @@ def measured_run(name: str, logs: Sequence[Path]) -> Measured | None:
 
 
 def layer_and_kind(name: str) -> tuple[int, str]:
-    """"blocks.2.attn.k.weight" is (2, "attn.k"); a name without a number is of layer 0."""
+    """ "blocks.2.attn.k.weight" is (2, "attn.k"); a name without a number is of layer 0."""
     found = re.search(r"\.(\d+)\.(.+)$", name)
     layer, kind = (int(found[1]), found[2]) if found else (0, name)
     return layer, kind.removesuffix(".weight")
@@ -119,8 +119,8 @@ def curves_figure(runs: Sequence[Measured]) -> go.Figure:
     buttons = []
     for quantity in quantities:
         of_traces = [points(run, name, quantity) for _, run, name in traces]
-        values = {"x": [steps for steps, _ in of_traces], "y": [values for _, values in of_traces]}
-        buttons.append({"label": quantity.replace("_", " "), "method": "restyle", "args": [values]})
+        shown_now = {"x": [steps for steps, _ in of_traces], "y": [heights for _, heights in of_traces]}
+        buttons.append({"label": quantity.replace("_", " "), "method": "restyle", "args": [shown_now]})
     dress(plot, 260 * rows + 120, buttons, quantities.index(first))
     plot.update_xaxes(title_text="step", row=rows)
     return plot
