@@ -4,8 +4,8 @@
 
 Steps on the hidden matrices of a track's model, Muon's and the method's in turn. `ms` is the fastest round's;
 `of Muon's` the median over the rounds of the ratio, which other work on the machine moves less. Bytes are
-those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4. What a recipe
-has around its steps is not here: `python -m tests.benchmarks.recipe_costs` takes whole recipes.
+those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4. Whole
+recipes, with what they have around their steps: `python -m tests.benchmarks.recipe_costs`.
 """
 
 import argparse
