@@ -7,18 +7,31 @@ copy of the logits exists. Triton is imported where the kernel is made, so a CPU
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Softcapped = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 COLUMNS = 4096  # of a row at a time
 WARPS = 8
 
 
+class Softcapped(Protocol):
+    """The summed loss of logits [rows, vocabulary], and its gradient where it is asked for."""
+
+    def __call__(
+        self, logits: Tensor, targets: Tensor, differentiate: bool
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Launchable(Protocol):
+    """A Triton kernel: it is launched on a grid, then called with its arguments."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
+
+
 @cache
-def softcap_kernel() -> Any:
+def softcap_kernel() -> Launchable:
     """The kernel, a program a row: z [rows, columns] -> losses [rows] in float32, and the gradient over z.
 
     With c = 15 / sqrt(z^2 + 15^2), c z lies within 15: a sum of exp(c z - 15) neither over- nor underflows.
@@ -53,7 +66,8 @@ def softcap_kernel() -> Any:
                 p = tl.where(at == target, at_target, tl.exp(c * x - log_sum))
                 tl.store(z + at, (p * c * c * c).to(z.dtype.element_ty), mask=at < columns)
 
-    return kernel
+    made: Launchable = kernel
+    return made
 
 
 def softcapped_in_place(logits: Tensor, targets: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
