@@ -41,6 +41,7 @@ from optimizers.ema_nesterov import EMANesterov
 from optimizers.explain import explained
 from optimizers.groups import PatternError, adamw_groups, around_of, learning_rates, matrix_groups
 from optimizers.own_step import own_steps
+from optimizers.softcap_kernel import fast_softcapped
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from optimizers.step_profile import ProfileError, marks, unmarked
@@ -428,7 +429,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
         model.embed.to(getattr(torch, track.gpu_dtype))
     if compiled:
         torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
-        model.softcapped = torch.compile(softcapped, dynamic=False)
+        model.softcapped = fast_softcapped(softcapped, device)
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
