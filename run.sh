@@ -33,6 +33,7 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
 
 Environment: VENV=DIR (default .venv) or VENV=none for the Python that is there; PYTHON (default python3) makes
 the environment. Several nodes: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, or SLURM's own (one task a node).
+Exit code: 0 done; 2 refused, nothing was done; 1 begun, and ended early; 128 + N ended by signal N.
 TEXT
 }
 
