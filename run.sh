@@ -9,6 +9,7 @@ help() {
 ./run.sh test                     set up and run the tests
 ./run.sh records COMMAND ...      summarize, compare, check, submit, leaderboard, report, extract
 ./run.sh tune RECIPE --trials N   search learning rate and weight decay
+./run.sh doctor [--nproc N]       is this machine ready, and how fast will it be? a minute, no data
 
 With an NVIDIA GPU: GPT-124M on FineWeb (track fineweb), one process a GPU. Without: a small model on an
 embedded corpus (track nano), about a minute on one core. Missing packages and data are fetched first.
@@ -27,6 +28,7 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
   --checkpoint-every N      a checkpoint every N steps, the last two kept; Ctrl-C writes one too
   --resume [RUN]            go on from the newest checkpoint in the log folder, or of the log RUN
   --data DIR  --out DIR     folders of the data (data/) and of the logs (logs/)
+  --profile                 trace ten steps, beside the log, and say where their time went
   --tensorboard DIR         write scalars there too
 
 Environment: VENV=DIR (default .venv) or VENV=none for the Python that is there; PYTHON (default python3) makes
@@ -34,7 +36,7 @@ the environment. Several nodes: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, or 
 TEXT
 }
 
-fail() { echo "error: $*" >&2; exit 1; }
+fail() { echo "error: $*" >&2; exit 2; }
 
 # Make the environment and install requirements.txt, unless both are done already.
 set_up() {
@@ -69,8 +71,21 @@ rendezvous() {
         "--master-addr=$address --master-port=${MASTER_PORT:-29500}"
 }
 
+count_gpus() { "$PY" -c 'import torch; print(torch.cuda.device_count())'; }
+
+# --nproc as asked ($1), else one process a GPU ($2): of 3, 5, 6 or 7 GPUs as many as divide a batch.
+count_processes() {
+    local asked="$1" gpus="$2" most=1
+    case "${asked:-1}" in 1 | 2 | 4 | 8) ;; *) fail "--nproc $asked: expected 1, 2, 4 or 8 processes" ;; esac
+    [ "$gpus" -eq 0 ] || [ "${asked:-1}" -le "$gpus" ] || fail "--nproc $asked: there are $gpus GPUs"
+    while [ -z "$asked" ] && [ "$((2 * most))" -le "$gpus" ] && [ "$most" -lt 8 ]; do most=$((2 * most)); done
+    [ -n "$asked" ] || [ "$gpus" -le "$most" ] ||
+        echo "$gpus GPUs found: using $most, as 1, 2, 4 or 8 processes divide a batch" >&2
+    echo "${asked:-$most}"
+}
+
 train() {
-    local processes="" data="$ROOT/data" only_list="" arguments=()
+    local processes="" data="$ROOT/data" only_list="" resumes="" arguments=()
     while [ $# -gt 0 ]; do
         case "$1" in
             --nproc) processes="${2:?--nproc needs a number}"; shift 2; continue ;;
@@ -78,31 +93,53 @@ train() {
             --data) data="${2:?--data needs a folder}" ;;
             --data=*) data="${1#*=}" ;;
             --recipes | --explain) only_list=yes ;;
+            --resume | --resume=*) resumes=yes ;;
         esac
         arguments+=("$1")
         shift
     done
     local trainer="$ROOT/train_gpt.py"
-    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
     [ -z "$only_list" ] || exec "$PY" "$trainer" "${arguments[@]}"
 
     local plan gpus fetch
-    plan="$("$PY" "$trainer" --plan "${arguments[@]}")" # checks the command line too, before anything starts
+    if [ -n "$resumes" ] && [ "${NODE_RANK:-${SLURM_NODEID:-0}}" != 0 ]; then
+        plan="$(count_gpus)" # the checkpoint, and what it asks for, are on the first node
+    else
+        plan="$("$PY" "$trainer" --plan "${arguments[@]}")" # checks the command line too, before anything starts
+    fi
     read -r gpus fetch <<<"$plan"
     # shellcheck disable=SC2086  # a module and its options
     [ -z "$fetch" ] || "$PY" -m $fetch --data "$data"
+    processes="$(count_processes "$processes" "$gpus")"
+    launch "$processes" "$gpus" "$trainer" "${arguments[@]}"
+}
 
-    processes="${processes:-$((gpus > 0 ? gpus : 1))}"
-    case "$processes" in 1 | 2 | 4 | 8) ;; *) fail "--nproc $processes: expected 1, 2, 4 or 8 processes" ;; esac
-    [ "$gpus" -eq 0 ] || [ "$processes" -le "$gpus" ] || fail "--nproc $processes: there are $gpus GPUs"
+doctor() {
+    local processes="" gpus arguments=()
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --nproc) processes="${2:?--nproc needs a number}"; shift ;;
+            --nproc=*) processes="${1#*=}" ;;
+            *) arguments+=("$1") ;;
+        esac
+        shift
+    done
+    gpus="$(count_gpus)"
+    processes="$(count_processes "$processes" "$gpus")"
+    launch "$processes" "$gpus" -m records.doctor ${arguments[@]+"${arguments[@]}"}
+}
+
+# Start a program ($3 on: a file, or -m and a module) in as many processes ($1) on so many GPUs ($2).
+launch() {
+    local processes="$1" gpus="$2" nodes
+    shift 2
     if [ "$gpus" -eq 0 ]; then # glibc keeps what is freed: tensors need not be faulted in anew
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MALLOC_{MMAP,TRIM}_THRESHOLD_=$((2 ** 32))
     fi
-    local nodes
     nodes="$(rendezvous)"
     if [ "$nodes" = --standalone ] && [ "$processes" = 1 ]; then
         unset RANK WORLD_SIZE LOCAL_RANK # of a launcher that is gone
-        exec "$PY" "$trainer" "${arguments[@]}"
+        exec "$PY" "$@"
     fi
     # torchrun is a process group of its own, so that a signal reaches it once, from here; what it says of a run
     # that ended early is followed by what that run said last.
@@ -110,7 +147,7 @@ train() {
     export LAST_WORDS
     set -m
     # shellcheck disable=SC2086  # $nodes is several words
-    "$PY" -m torch.distributed.run $nodes --nproc-per-node="$processes" "$trainer" "${arguments[@]}" </dev/null &
+    "$PY" -m torch.distributed.run $nodes --nproc-per-node="$processes" "$@" </dev/null &
     local torchrun=$! status=0 signal
     for signal in HUP INT TERM; do
         # shellcheck disable=SC2064  # its number as it is now
@@ -121,11 +158,12 @@ train() {
         status=0
         wait "$torchrun" || status=$?
     done
-    cat "$LAST_WORDS" >&2
+    if [ -s "$LAST_WORDS" ]; then { read -r status && cat; } <"$LAST_WORDS" >&2; fi # the run's own exit code
     rm "$LAST_WORDS"
     exit "$status"
 }
 
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 case "${1:-}" in
     -h | --help) help ;;
     test)
@@ -138,9 +176,12 @@ case "${1:-}" in
         ;;
     records | tune)
         set_up
-        export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
         if [ "$1" = tune ]; then exec "$PY" -m records.tune "${@:2}"; fi
         exec "$PY" -m records "${@:2}"
+        ;;
+    doctor)
+        set_up
+        doctor "${@:2}"
         ;;
     *)
         for argument; do

@@ -3,7 +3,6 @@
 Read top to bottom: data, architecture, recipe and schedule, checkpoints, the loop, the command line.
 Fixed by the benchmark's rules: the track (`records/<track>/track.toml`), the data order, the architecture,
 the validation. Free: the recipe, that is the optimizer, its hyperparameters, schedules and initialisation.
-
 `./run.sh` starts this file, one process per GPU. Importing it defines things and runs nothing.
 """
 
@@ -44,10 +43,11 @@ from optimizers.groups import PatternError, adamw_groups, around_of, learning_ra
 from optimizers.own_step import own_steps
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
-from optimizers.world import World, WorldError, device_name, has_gpu, join_world
+from optimizers.step_profile import ProfileError, marks, unmarked
+from optimizers.world import World, WorldError, device_name, distributed, gone_process, has_gpu, join_world
 from records import RecordError
 from records.observe import observing
-from records.run import RunError
+from records.run import RunEnded, RunError
 from records.run.flatten import flatten, literal
 from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles
 from records.run.options import add_run_options, parse_arguments
@@ -57,18 +57,17 @@ from records.run.recipe import (
     list_recipes,
     parse_recipe,
     parse_seeds,
-    plain_in,
     read_recipe,
     run_differences,
-    tables_in,
+    split,
 )
 from records.run.run_log import Clock, Progress, RunLog, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
-from records.run.signals import catch_signals, last_words, say
+from records.run.signals import ENDED, REFUSED, catch_signals, leave, say
 from records.run.track import Track, read_track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parent
-USER_ERRORS = (RecordError, ShardError, WorldError, PatternError)
+USER_ERRORS = (RecordError, ShardError, WorldError, PatternError, ProfileError)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -322,13 +321,12 @@ def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -
     rest = {name: p for name, p in named.items() if name not in hidden}
     matrix, moved = recipe.matrix, recipe.schedule["matrix"]
     ends = own_steps(rest, recipe.own_steps())  # which takes them out of the rest
-    usual, own = adamw_groups(rest, plain_in(recipe.aux), tables_in(recipe.aux), AUX_OPTIONS)
-    groups = matrix_groups(hidden, plain_in(matrix), tables_in(matrix), moved, model.head_dim)
+    usual, own = adamw_groups(rest, *split(recipe.aux), AUX_OPTIONS)
+    groups = matrix_groups(hidden, *split(matrix), moved, model.head_dim)
     optimizers: dict[str, torch.optim.Optimizer]
     optimizers = {"adamw": torch.optim.AdamW(usual, fused=True)} if usual else {}
     optimizers["matrix"] = MatrixOptimizer(groups, matrix["step"], reduce_gradients=False, compile=compiled)
-    optimizers |= {"adam": AuxAdamW(own)} if own else {}
-    optimizers |= ends
+    optimizers |= ends | ({"adam": AuxAdamW(own)} if own else {})
     covered = [p for made in optimizers.values() for group in made.param_groups for p in group["params"]]
     assert sorted(map(id, covered)) == sorted(map(id, model.parameters())), "each parameter has one optimizer"
     for kind, optimizer in optimizers.items():
@@ -340,7 +338,7 @@ def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -
                   "window": (ahead["start"], ahead["stop"])}  # fmt: skip
         optimizers["lookahead"] = EMANesterov([{"params": list(model.parameters()), **ahead}])
     for name, table in recipe.surroundings().items():
-        optimizers[name] = around_of(name, named, plain_in(table), tables_in(table))
+        optimizers[name] = around_of(name, named, *split(table))
     for optimizer in optimizers.values():
         if isinstance(optimizer, Around):
             optimizer.attach(model, optimizers)
@@ -434,13 +432,6 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
-
-
-def distributed(model: GPT, world: World) -> nn.Module:
-    """The model, its gradients averaged over the processes in the buffers in which they travel."""
-    if world.size == 1:
-        return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
@@ -549,6 +540,8 @@ def train(
     progress = start_progress(recipe, model, world, first, board)
     batches = training_batches(data.train, data.blocks[first:], track, world)
     last, last_seconds = first, clock.seconds
+    profile = net, log.path.with_suffix(".trace.json.gz"), progress.say, recipe.train_steps - first
+    mark = marks(*profile) if args.profile and run == world.rank == 0 else unmarked
     clock.start()
     for step in range(first, recipe.train_steps + 1):
         if validates(step, recipe) and (not args.validate_ends or step in (0, recipe.train_steps)):
@@ -567,13 +560,15 @@ def train(
             clock.start()
         if step == recipe.train_steps:
             break
+        mark("data")
         try:
             batch = next(batches)
         except ShardError as error:
             clock.stop()
-            raise RunError(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
+            raise RunEnded(f"step {step}: {error} --resume goes on from {checkpoint(step)[1]}") from None
         set_learning_rates(optimizers, recipe, step)
         loss = compute_gradients(net, optimizers, batch, args.micro_batch, world)
+        mark("wait")
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         ends = torch.full_like(loss, len(STOP) + bool(log.error))
         of_rank = torch.stack([loss, norm / world.size, ends])
@@ -588,9 +583,11 @@ def train(
             clock.stop()
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
-            raise RunError(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+            raise RunEnded(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+        mark("optimizer")
         with watch.updating(step):
             apply_update(optimizers)
+        mark("")
         rates = learning_rates(groups)
         speed = progress.stepped(step, loss, rates)
         log.record(seed=seed, step=step, loss=loss, grad_norm=norm, tokens_per_s=speed, **rates)
@@ -598,10 +595,11 @@ def train(
             clock.stop()
             written, path = checkpoint(step + 1)
             if stopping and log.error:
-                raise RunError(f"{log.error}; --resume goes on from {path}")
+                raise RunEnded(f"{log.error}; --resume goes on from {path}")
             if stopping:
-                progress.say(last_words(f"stopped by a signal; go on with --resume from {path}"))
-                raise SystemExit(128 + max(STOP, default=signal.SIGTERM))
+                told, status = f"go on with --resume from {path}", 128 + max(STOP, default=signal.SIGTERM)
+                progress.close()
+                leave(f"stopped by a signal; {told}", status, world.rank == 0)
             if not written:
                 print(f"the run goes on, but keeps {path}", file=sys.stderr, flush=True)
             clock.start()
@@ -609,7 +607,7 @@ def train(
     progress.say(told)
     progress.close()
     if log.error:
-        raise log.error
+        raise RunEnded(str(log.error))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -707,15 +705,16 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
 @contextmanager
 def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     """What a user can mend is told by a machine's first process, without a traceback, and ends the run."""
-    told = ""
     try:
         yield
     except USER_ERRORS as error:
         told = f"error{getattr(error, 'where', '')}: {error}"
-    except torch.OutOfMemoryError:
-        told = f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}."
-    if told:
-        sys.exit(last_words(told) if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+        status = ENDED if isinstance(error, RunEnded) else REFUSED
+        leave(told, status, os.environ.get("LOCAL_RANK", "0") == "0")
+    except torch.OutOfMemoryError:  # of this process, maybe of no other
+        leave(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.", ENDED, True)
+    except RuntimeError as error:
+        leave(gone_process(error), ENDED, os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 def replay(recipe: Recipe, argv: list[str]) -> None:

@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         fetch_fineweb(folder, options.shards)
     except (FetchError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{folder}: 1 validation and {options.shards} train shards, whole")
     return 0
 

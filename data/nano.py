@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         paths = build_nano(folder)
     except (CorpusError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{folder}: " + ", ".join(f"{path.name} {len(read_shard(path)):,} tokens" for path in paths))
     return 0
 

@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except (TextError, OSError, BrokenProcessPool) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("interrupted: no shard was written", file=sys.stderr)
         return 130

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from optimizers.matrix_optimizer import Arrived, MatrixOptimizer, MatrixStack, names_of
+from optimizers.matrix_optimizer import MatrixOptimizer
 from optimizers.norms import inner
+from optimizers.stacks import MatrixStack, names_of
 from optimizers.stage import Row, given_at_first, row_of_function
+from optimizers.stepping import Arrived
 
 Numbers = dict[str, float | None]  # None: not defined, as the condition of zeros
 
@@ -59,8 +61,10 @@ def measure(u: Tensor, before: Tensor, after: Tensor, *, lr: float, decay: float
     step_scale, step_scale_spread  |U|/|P|, and the variation over columns of |U_:j|/|P_:j| (NAMO, NAMO-D)
     """
     m, n = u.shape[-2:]
+    rounding = 8 * torch.finfo(before.dtype).eps
     u, before, after = u.double(), before.double(), after.double()
     step = before * (1 - lr * decay) - after
+    step = torch.where((norm(step) > rounding * norm(before))[:, None, None], step, 0.0)
     U = step / lr if lr else step
     P, of_u = exact_polar(u)
     of_U, of_W = singular_values(U), singular_values(before)

@@ -47,12 +47,12 @@ class OwnStep(OwnPrecision):
 
 def own_steps(
     named: dict[str, nn.Parameter], tables: Mapping[str, Mapping[str, object]]
-) -> dict[str, OwnStep]:
+) -> dict[str, torch.optim.Optimizer]:
     """An optimizer for each table, `step`, stages and hyperparameters, of "embed" and of "head".
 
     Its parameter is taken out of `named`: the others are for AdamW.
     """
-    made = {}
+    made: dict[str, torch.optim.Optimizer] = {}
     for kind, table in tables.items():
         stages = {key: str(table[key]) for key in KINDS if key in table}
         step = exchanged(named_step(str(table["step"])), stages)

@@ -5,13 +5,15 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from socket import gethostname
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Found = TypeVar("Found")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -100,6 +102,15 @@ def join_world() -> World:
     return World(rank, size, device)
 
 
+def gone_process(error: RuntimeError) -> str:
+    """What to tell of an error that says the exchange between processes broke off; raises any other."""
+    if not re.search("gloo|NCCL|Connection (closed|reset)", str(error)):
+        raise error
+    where, why = f"rank {os.environ.get('RANK')}, host {gethostname()}", str(error).splitlines()[0][:120]
+    return (f"error ({where}): the exchange broke off, another process or its node is gone ({why}). "
+            "--resume goes on from the last checkpoint, if there is one.")  # fmt: skip
+
+
 def has_gpu(checked: bool = True) -> bool:
     """Whether torch has a GPU. If `checked`, raises WorldError where there is one that torch cannot use."""
     if checked and not torch.cuda.is_available() and (driver := nvidia_driver()):
@@ -124,3 +135,13 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def distributed(model: nn.Module, world: World) -> nn.Module:
+    """The model, its gradients averaged over the processes in the buffers in which they travel."""
+    if world.size == 1:
+        return model
+    known = signature(DistributedDataParallel).parameters  # of torch 2.13 on
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    buffers: dict[str, Any] = {sync: False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **buffers)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from records import RecordError
 from records.judge.logs import Run, read_entry
+from records.run.signals import ENDED
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (str(ROOT / "run.sh"),)
@@ -45,7 +46,7 @@ def train(
     runs = runs_in(folder)
     last = [run.validations[-1] for run in runs]
     unfinished = [run for run, end in zip(runs, last, strict=True) if end.step < run.total_steps]
-    if not runs or code < 0 or (unfinished and code == 0):
+    if not runs or code not in (0, ENDED) or (unfinished and code == 0):
         told = (folder / "console.out").read_text(errors="replace").strip().splitlines() or ["nothing"]
         raise TuneError(
             f"{folder.name}: exit code {code} without a result; {folder}/console.out says: {told[-1]}"

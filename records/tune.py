@@ -352,6 +352,8 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
     options = parser.parse_args(argv[:split])
     if (options.trials is None) == (options.paired is None):
         parser.error("expected --trials N to search, or --paired BASE to compare")
+    if options.trials is not None and options.trials < 1:
+        parser.error(f"--trials {options.trials}: expected a number above 0")
     if (options.param and options.paired) or (options.set and not options.paired):
         parser.error("--param belongs to a search (--trials), --set to a comparison (--paired)")
     optuna.logging.set_verbosity(optuna.logging.WARNING)

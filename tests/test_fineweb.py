@@ -134,7 +134,7 @@ def test_a_truncated_download_is_fetched_again(hub, tmp_path, capsys):
 def test_a_file_broken_at_its_source_is_an_error_and_not_kept(hub, tmp_path, capsys):
     write_shard(tmp_path / "short.bin", np.zeros(100, np.uint16))
     hub.files["fineweb_train_000001.bin"] = [(tmp_path / "short.bin").read_bytes()]
-    assert fetch(tmp_path, 1) == 1
+    assert fetch(tmp_path, 1) == 2
     output = capsys.readouterr()
     assert "expected 40,000 tokens, found 100" in output.out
     assert "error: fineweb_train_000001.bin: broken in two downloads" in output.err
@@ -152,7 +152,7 @@ def test_a_dropped_connection_is_resumed_where_it_broke(hub, tmp_path, monkeypat
 def test_a_file_the_hub_does_not_have_is_one_line(hub, tmp_path, capsys):
     del hub.files["fineweb_train_000002.bin"]
     assert fetch(tmp_path, 1) == 0
-    assert fetch(tmp_path, 2) == 1
+    assert fetch(tmp_path, 2) == 2
     error = capsys.readouterr().err
     assert "fineweb_train_000002.bin" in error and "404" in error and error.count("\n") == 1
 
@@ -162,7 +162,7 @@ def test_without_network_one_line_says_what_to_do_and_a_broken_shard_stays(tmp_p
     broken = tmp_path / "fineweb10B" / "fineweb_val_000000.bin"
     broken.parent.mkdir()
     broken.write_bytes(b"cut")
-    assert fetch(tmp_path, 20) == 1
+    assert fetch(tmp_path, 20) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "cannot reach http://127.0.0.1:9" in error and "HF_ENDPOINT" in error and "tokenize_text" in error
@@ -170,7 +170,7 @@ def test_without_network_one_line_says_what_to_do_and_a_broken_shard_stays(tmp_p
 
 
 def test_more_shards_than_there_are_is_an_error(tmp_path, capsys):
-    assert fetch(tmp_path, 104) == 1
+    assert fetch(tmp_path, 104) == 2
     assert "has 103 train shards, asked for 104" in capsys.readouterr().err
 
 
@@ -184,13 +184,13 @@ def test_the_command_honours_the_environment(hub, tmp_path, offline, message):
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert hub.url in result.stderr and message in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["own_train_000001.bin", "fineweb_train_000001.bin"])
 def test_a_folder_with_another_corpus_is_left_alone(hub, tmp_path, capsys, name):
     write_shard(tmp_path / "fineweb10B" / name, np.arange(100))
-    assert fetch(tmp_path, 1) == 1
+    assert fetch(tmp_path, 1) == 2
     assert f"{name} is no shard of FineWeb: nothing was fetched" in capsys.readouterr().err
     assert hub.gets == [] and len(read_shard(tmp_path / "fineweb10B" / name)) == 100

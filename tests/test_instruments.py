@@ -95,6 +95,13 @@ def test_zeros_are_undefined_and_not_an_error():
     assert found.numbers["weight_norm"] == 0
 
 
+def test_a_step_within_the_weights_rounding_is_none():
+    before = noise(1, 5, 4).float()
+    (found,) = measure(torch.zeros(1, 5, 4), before, before * (1 - 1e-4), lr=0.01, decay=0.01)
+    assert found.numbers["update_stable_rank"] is None
+    assert found.numbers["update_to_weight"] == 0
+
+
 def stepped(step: str, **options) -> tuple[dict, nn.Parameter, list[Tensor]]:
     """The measurement of a third update, the weight after it, and its three gradients."""
     weight = nn.Parameter(0.5 * noise(6, 4))

@@ -97,6 +97,6 @@ def test_the_command_imports_neither_sympy_nor_torch(folder):
 def test_a_folder_with_another_corpus_is_left_alone(tmp_path, capsys):
     own = tmp_path / "nano" / "nano_train_000001.bin"
     write_shard(own, np.arange(100))
-    assert nano.main(["--data", str(tmp_path)]) == 1
+    assert nano.main(["--data", str(tmp_path)]) == 2
     assert "is not of the nano corpus: nothing was written" in capsys.readouterr().err
     assert len(read_shard(own)) == 100 and len(list(own.parent.iterdir())) == 1

@@ -37,19 +37,19 @@ def own_data(folder: Path) -> Path:
 def test_help_fits_one_screen():
     told = run_sh("--help")
     assert told.returncode == 0 and len(told.stdout.splitlines()) <= 40
-    for option in ("--recipe", "--seeds", "--resume", "test", "records", "tune", "NNODES"):
+    for option in ("--recipe", "--seeds", "--resume", "test", "records", "tune", "doctor", "NNODES"):
         assert option in told.stdout
 
 
 def test_a_wrong_command_line_ends_before_anything_starts(tmp_path):
     told = run_sh("--recipe", "muonn", "--out", str(tmp_path / "logs"))
-    assert told.returncode == 1 and told.stderr.strip().splitlines() == [told.stderr.strip()]
+    assert told.returncode == 2 and told.stderr.strip().splitlines() == [told.stderr.strip()]
     assert "nearest: muon" in told.stderr and not (tmp_path / "logs").exists()
 
 
 def test_the_number_of_processes_is_checked(nano_data, tmp_path):
     told = run_sh("--nproc", "3", "--data", str(nano_data), "--out", str(tmp_path))
-    assert told.returncode == 1 and "expected 1, 2, 4 or 8" in told.stderr
+    assert told.returncode == 2 and "expected 1, 2, 4 or 8" in told.stderr
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path):
@@ -58,7 +58,40 @@ def test_more_processes_than_gpus_are_refused(tmp_path):
     python.write_text('#!/bin/sh\ncase "$*" in *--plan*) echo 2 ;; esac\n')
     python.chmod(0o755)
     told = run_sh("--nproc", "4", PYTHON=str(python))
-    assert told.returncode == 1 and "--nproc 4: there are 2 GPUs" in told.stderr
+    assert told.returncode == 2 and "--nproc 4: there are 2 GPUs" in told.stderr
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(3, 2), (7, 4), (8, 8)])
+def test_of_an_odd_number_of_gpus_it_uses_what_divides_a_batch(tmp_path, gpus, processes):
+    """A stand-in Python plans for the GPUs, and shows the command that would be started."""
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *--plan*) echo {gpus} ;; *) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    told = run_sh(PYTHON=str(python))
+    assert told.returncode == 0 and f"--nproc-per-node={processes} " in told.stdout
+    said = f"{gpus} GPUs found: using {processes}, as 1, 2, 4 or 8 processes divide a batch\n"
+    assert told.stderr == (said if gpus != processes else "")
+
+
+def test_a_later_node_resumes_without_a_checkpoint(tmp_path):
+    """A stand-in Python shows the command that would be started."""
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo 0 ;; *) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    told = run_sh("--resume", "--out", str(tmp_path), PYTHON=str(python), **nodes)
+    assert told.returncode == 0 and "--plan" not in told.stdout
+    assert told.stdout.rstrip().endswith(f"train_gpt.py --resume --out {tmp_path}")
+
+
+def test_the_doctor_is_started_as_the_trainer_is(tmp_path):
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo 3 ;; *) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    told = run_sh("doctor", "--quick", "--json", "found.json", PYTHON=str(python))
+    assert "3 GPUs found: using 2" in told.stderr
+    started = "-m torch.distributed.run --standalone --nproc-per-node=2 -m records.doctor"
+    assert told.stdout == f"{started} --quick --json found.json\n"
 
 
 def test_it_fetches_what_is_missing_and_trains(tmp_path):
@@ -95,13 +128,13 @@ def test_torchrun_gets_the_rendezvous(nano_data, tmp_path, environment, expected
 
 def test_two_nodes_need_an_address(nano_data):
     told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES="2")
-    assert told.returncode == 1 and "MASTER_ADDR" in told.stderr
+    assert told.returncode == 2 and "MASTER_ADDR" in told.stderr
 
 
 @pytest.mark.parametrize("nodes", ["abc", "0", "-1", "2 3"])
 def test_a_number_of_nodes_is_checked(nano_data, nodes):
     told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES=nodes)
-    assert told.returncode == 1 and f"NNODES={nodes}: expected a number of nodes" in told.stderr
+    assert told.returncode == 2 and f"NNODES={nodes}: expected a number of nodes" in told.stderr
 
 
 def test_help_is_answered_wherever_it_stands():
@@ -111,13 +144,13 @@ def test_help_is_answered_wherever_it_stands():
 def test_own_shards_too_short_are_told_and_never_mixed_with_the_tracks(tmp_path):
     data = own_data(tmp_path)
     told = run_sh("--steps", "20", "--data", str(data), "--out", str(tmp_path / "logs"))
-    assert told.returncode == 1 and "the shards hold 14 (30,000 tokens of 40,961)" in told.stderr
+    assert told.returncode == 2 and "the shards hold 14 (30,000 tokens of 40,961)" in told.stderr
     assert len(list((data / "nano").iterdir())) == 2 and not (tmp_path / "logs").exists()
 
 
 def test_a_mistyped_data_folder_is_not_made(tmp_path):
     told = run_sh("--steps", "2", "--data", str(tmp_path / "typo"))
-    assert told.returncode == 1 and f"{tmp_path / 'typo'}: no such folder" in told.stderr
+    assert told.returncode == 2 and f"{tmp_path / 'typo'}: no such folder" in told.stderr
     assert not (tmp_path / "typo").exists()
 
 
@@ -134,4 +167,4 @@ def test_where_to_go_on_is_the_last_thing_that_two_stopped_processes_say(tmp_pat
     told = run.communicate(timeout=120)[0]
     assert "stopping after this step; again to stop now" in told
     assert told.splitlines()[-1].startswith("stopped by a signal; go on with --resume from ")
-    assert run.returncode != 0
+    assert run.returncode == 128 + signal.SIGINT

@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_with_the_place_and_leaves_no_shard(gpt2, tmp_path
     (tmp_path / "good.txt").write_text("good text " * 20)
     (tmp_path / name).write_bytes(contents)
     inputs = [name] if name == "empty.txt" else ["good.txt", name]
-    assert own.main([str(tmp_path / file) for file in inputs] + ["--out", str(tmp_path / "out")]) == 1
+    assert own.main([str(tmp_path / file) for file in inputs] + ["--out", str(tmp_path / "out")]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

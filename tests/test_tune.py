@@ -150,6 +150,14 @@ def test_a_diverged_trial_is_infinite_and_the_search_goes_on(study, tmp_path, ca
     assert tomllib.loads((tmp_path / "study" / "best.toml").read_text())["matrix"]["lr"] <= 0.06
 
 
+@pytest.mark.parametrize("trials", [0, -3])
+def test_a_search_of_no_trials_is_refused(study, tmp_path, trials, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        study(trials)
+    assert stopped.value.code == 2 and "expected a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_nothing_but_diverged_trials_is_an_error(study, tmp_path, capsys):
     assert study(3, "--param", "matrix.lr:log:0.07:0.2") == 1
     assert "every trial diverged" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from optimizers.world import World, WorldError
 from records.judge.logs import read_log
 from records.run import machine
 from records.run.track import shipped_tracks
+from tests.refusal import refusal_of
 from train_gpt import GPT
 
 ROOT = Path(train_gpt.__file__).parent
@@ -28,9 +30,7 @@ ON_GPU = World(0, 1, torch.device("cuda", 0))
 
 def refusal(*options: str) -> str:
     """What the trainer says when it refuses."""
-    with pytest.raises(SystemExit) as stopped:
-        train_gpt.main(list(options))
-    return str(stopped.value.code)
+    return refusal_of(lambda: train_gpt.main(list(options)))
 
 
 # -- GPU and compiler
@@ -211,13 +211,31 @@ def test_an_error_of_one_process_is_told_and_ends_all(nano_data, tmp_path):
     assert not list(tmp_path.glob("o/*"))
 
 
+def test_a_process_that_is_gone_is_told_in_one_line(nano_data, tmp_path):
+    port, options = free_port(), ("--checkpoint-every", "1", "--data", str(nano_data), "--out", str(tmp_path))
+    ranks = [run_rank(rank, port, "--recipe", "muon", *options) for rank in (0, 1)]
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*.checkpoints/*.pt")):
+        assert all(rank.poll() is None for rank in ranks) and time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks[1].kill()
+    began, told = time.monotonic(), [rank.communicate(timeout=120) for rank in ranks]
+    assert ranks[0].returncode == 1 and time.monotonic() - began < 60
+    assert re.search(
+        r"^error \(rank 0, host \S+\): the exchange broke off, .* --resume goes on", told[0][1], re.M
+    )
+    assert "Traceback" not in told[0][1]
+
+
 def steady_step(rank: int, folder: str) -> None:
     """Writes which operations the third step of two processes made."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pair = World(rank, 2, torch.device("cpu"))
     model = GPT(256, 1, 64, 32, 128)
-    net = train_gpt.distributed(model, pair)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = train_gpt.distributed(model, pair)
     batch = (torch.zeros(2, 128, dtype=torch.int64),) * 2
     for _ in range(2):
         train_gpt.forward_backward(net, batch, 2, pair)

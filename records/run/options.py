@@ -48,6 +48,7 @@ def add_run_options(parser: argparse.ArgumentParser, root: Path) -> None:
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU; on a CPU for several seeds")
     add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
     add("--readouts", action="store_true", help="validate through each readout alone too: for research")
+    add("--profile", action="store_true", help="trace ten steps, beside the log; where their time went")
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
     parser.set_defaults(observe=unobserved)
 

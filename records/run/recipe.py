@@ -176,6 +176,11 @@ def plain_in(table: dict) -> dict:
     return {key: value for key, value in table.items() if not isinstance(value, dict)}
 
 
+def split(table: dict) -> tuple[dict, dict[str, dict]]:
+    """What stands in a table itself, and the tables inside it."""
+    return plain_in(table), tables_in(table)
+
+
 def step_name(table: dict) -> str:
     """ "aurora", or "aurora(precondition=soap)" where the table exchanges stages."""
     stages = ", ".join(f"{kind}={table[kind]}" for kind in STAGE_KINDS if kind in table)
@@ -349,6 +354,8 @@ def parse_recipe(
     aux = parse_aux(aux, default, [key for key, end in (("embed", embed), ("head", head)) if end])
     check_init(init)
     schedule = parse_schedule(schedule, train_steps, effective)
+    for hidden in (effective, *others.values()):
+        check_moves(schedule["matrix"], hidden, steps)
     check_keys("[lookahead]", lookahead, [*LOOKAHEAD, "scaled_by"])
     check_kinds("[lookahead]", lookahead, LOOKAHEAD)
     if (scale := lookahead.get("scaled_by", SCALES[0])) not in SCALES:
@@ -504,6 +511,8 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
         plan = schedule[f"{prefix}steps"]
         points = plan if isinstance(plan, list) else [[0, plan or train_steps]]
         check_knots(f"[schedule] {prefix}steps", points, shapes=False)
+        if (low := min(point[1] for point in points)) < 1:
+            raise RecipeError(f"[schedule] {prefix}steps go down to {low}; expected numbers of steps from 1.")
         if plan is not None and not isinstance(plan, list) and plan < train_steps:
             raise RecipeError(
                 f"[schedule] {prefix}steps is {plan}; expected at least the {train_steps} steps of the run."
@@ -518,6 +527,8 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
             raise RecipeError(f"[schedule] {prefix}cooldown_steps is {steps}; expected a number above 0.")
         if schedule[f"{prefix}phases"] is not None:
             check_knots(f"[schedule] {prefix}phases", schedule[f"{prefix}phases"])
+            if (low := min(knot[1] for knot in schedule[f"{prefix}phases"])) < 0:
+                raise RecipeError(f"[schedule] {prefix}phases go down to {low}; expected factors from 0.")
     if schedule["delay"]:
         check_knots("[schedule] delay", schedule["delay"])
     groups = [matrix, *(value for value in matrix.values() if isinstance(value, dict))]
@@ -527,6 +538,21 @@ def parse_schedule(said: dict, train_steps: int, matrix: dict) -> dict:
     for key, knots in schedule["matrix"].items():
         check_knots(f"[schedule.matrix] {key}", knots)
     return schedule
+
+
+def check_moves(moves: Mapping[str, list[list]], table: dict, steps: Mapping[str, Method]) -> None:
+    """Raises RecipeError where knots leave the range of a hyperparameter of the table's step."""
+    stages = {kind: table[kind] for kind in STAGE_KINDS if kind in table}
+    known = steps[table["step"]].row.exchanged(stages).hyperparameters
+    for key in moves.keys() & known.keys():
+        try:
+            for knot in moves[key]:
+                known[key].check(float(knot[1]), key)  # as a number between two knots
+        except (TypeError, ValueError):
+            raise RecipeError(
+                f"[schedule.matrix] says {key} = {shown(moves[key])}; expected points with values each "
+                f"{known[key].expected}."
+            ) from None
 
 
 def is_knots(value: object) -> bool:

@@ -13,7 +13,7 @@ def value_at(knots: list[list], step: float) -> float:
             x = max((step - before[0]) / (knot[0] - before[0]), 0.0)
             shape = knot[2] if len(knot) > 2 else 1
             if isinstance(shape, list):
-                x = 1 / (1 + math.exp((shape[1] - x) / shape[2]))
+                x = 1 / (1 + math.exp(min((shape[1] - x) / shape[2], 700.0)))
             else:
                 x = 0.5 - 0.5 * math.cos(math.pi * x) if shape == "cosine" else x**shape
             return before[1] + (knot[1] - before[1]) * x
@@ -31,12 +31,14 @@ def learning_rate_factor(step: int, recipe: Recipe, kind: str) -> float:
     if said["phases"]:
         return value_at(said["phases"], now)
     plan = said["steps"] or recipe.train_steps
-    steps = [total for start, total in plan if start <= now][-1] if isinstance(plan, list) else plan
+    steps = plan
+    if isinstance(plan, list):  # before its first point, that point's
+        steps = [plan[0][1], *(total for start, total in plan if start <= now)][-1]
     frac = said["cooldown_steps"] / steps if said["cooldown_steps"] else said["cooldown_frac"]
     left = max(1 - now / steps, 0)
     factor = (left / frac) ** said["cooldown_power"] if left <= frac else 1.0
     factor = said["floor"] + (1 - said["floor"]) * factor if said["floor"] else factor
-    return factor * min(1.0, now / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
+    return factor * min(1.0, max(now, 0) / schedule["warmup_steps"]) if schedule["warmup_steps"] else factor
 
 
 def validates(step: int, recipe: Recipe) -> bool:

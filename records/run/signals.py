@@ -2,10 +2,15 @@
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
+# How a command ends, beside 0: refused, nothing was done; ended early; by a signal it is 128 and its number.
+REFUSED, ENDED = 2, 1
 TWICE = 1.0  # seconds in which torchrun may pass on what the terminal has sent already
 
 
@@ -27,7 +32,8 @@ def catch_signals(caught: list[int], shown: bool) -> None:
             caught.append(number)
             if len(caught) > 2:
                 os._exit(128 + number)
-            say_now("stopped at once; --resume goes on from the last checkpoint, if there is one", shown)
+            told = "stopped at once; --resume goes on from the last checkpoint, if there is one"
+            say_now(last_words(told, 128 + number) if shown else told, shown)
             raise SystemExit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -35,10 +41,10 @@ def catch_signals(caught: list[int], shown: bool) -> None:
             signal.signal(number, catch)
 
 
-def say(text: str) -> None:
-    """Print a line; where nobody reads any more, go on without."""
+def say(text: str, error: bool = False) -> None:
+    """Print a line, on stderr if it is an error; where nobody reads any more, go on without."""
     try:
-        print(text, flush=True)
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
     except OSError:
         leave_screen()
 
@@ -51,11 +57,19 @@ def say_now(text: str, shown: bool) -> None:
         leave_screen()
 
 
-def last_words(text: str) -> str:
-    """Leave the text to ./run.sh too, which says it after what torchrun says of a run that ended early."""
+def last_words(text: str, status: int) -> str:
+    """Leave the text to ./run.sh too, which ends with it and with that exit code: torchrun has its own."""
     if path := os.environ.get("LAST_WORDS"):
-        Path(path).write_text(f"{text}\n")
+        with suppress(OSError):  # a full disk
+            Path(path).write_text(f"{status}\n{text}\n")
     return text
+
+
+def leave(text: str, status: int, shown: bool) -> NoReturn:
+    """End the process with its last words on stderr where `shown`, with an exit code in any case."""
+    if shown:
+        say(last_words(text, status), error=True)
+    raise SystemExit(status)
 
 
 def leave_screen() -> None:
