@@ -35,6 +35,7 @@ from records.judge.summarize import count, summarize
 from records.judge.tracks import entry_track
 from records.judge.warnings import settings
 from records.publish.entry_page import mean_curve, number, read_toml, seed_ranges, verdict
+from records.publish.instruments_view import instruments_section, measured_run
 from records.publish.pictures import BANDED, COLOURS, near_target
 from records.publish.recipe_table import flat, side_by_side
 from records.run.files import write_whole
@@ -112,6 +113,8 @@ def report(entries: Sequence[Entry]) -> str:
         Part(name, entry, replace(summarize(entry), name=name), entry_recipe(entry))
         for name, entry in zip(distinct_names(entries), entries, strict=True)
     ]
+    found = (measured_run(part.name, [log.path for log in part.entry.logs]) for part in parts)
+    measured = [run for run in found if run]
     plot = figure(parts, track).to_html(full_html=False, include_plotlyjs=True, div_id="curves", config=PLOT)
     title = f"{count(len(parts), 'entry').replace('entrys', 'entries')} of track {escape(track.name)}"
     return f"""<!DOCTYPE html>
@@ -135,6 +138,7 @@ double-click it to see it alone.</p>
 <div class="wide">{generate_init_offline_itables_html(dt_bundle)}{summary_table(parts)}</div>
 <h2>Against each other</h2>
 {pairwise(parts, track)}
+{instruments_section(measured)}
 <h2>Recipes</h2>
 <div class="wide">{recipes_table(parts)}</div>
 <h2>Warnings</h2>

@@ -42,9 +42,9 @@ class InstrumentLog:
         with lines.open("a") as file:
             for name, values in numbers.items():
                 file.write(json.dumps({"seed": self.seed, "step": step, "name": name, **values}) + "\n")
-        if arrays.exists() and not zipfile.is_zipfile(arrays):
-            arrays.unlink()  # cut by kill -9: its earlier numbers are lost
-        with zipfile.ZipFile(arrays, "a", zipfile.ZIP_DEFLATED) as archive:
+        draft = arrays.with_suffix(".partial")  # renamed when it is whole: kill -9 loses one measurement
+        draft.write_bytes(arrays.read_bytes() if is_whole(arrays) else b"")
+        with zipfile.ZipFile(draft, "a", zipfile.ZIP_DEFLATED) as archive:
             there = set(archive.namelist())
             for name, of_matrix in rows.items():
                 for what, by_neuron in of_matrix.items():
@@ -53,6 +53,7 @@ class InstrumentLog:
                     if self._fits(name, what, array.size) and key not in there:
                         with archive.open(key, "w") as member:
                             np.lib.format.write_array(member, array, allow_pickle=False)
+        draft.replace(arrays)
 
     def _fits(self, name: str, what: str, size: int) -> bool:
         """Whether there is room for this matrix at every measurement of every run; asked once for each."""
@@ -61,6 +62,15 @@ class InstrumentLog:
             self.chosen[name, what] = needed <= self.left
             self.left -= needed if self.chosen[name, what] else 0
         return self.chosen[name, what]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether it is a zip file and every array in it as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def read_numbers(log: Path) -> list[dict]:
@@ -82,7 +92,7 @@ def read_neurons(log: Path) -> dict[tuple[int, str, str], dict[int, np.ndarray]]
     """(seed, name, what) -> step -> a number a neuron; empty where there is no file that can be read."""
     path = log.with_suffix(".instruments.npz")
     found: dict[tuple[int, str, str], dict[int, np.ndarray]] = {}
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not is_whole(path):
         return {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:

@@ -1,0 +1,1 @@
+"""Claims of papers, tried on this machine: `python -m records.studies NAME`."""

@@ -1,0 +1,205 @@
+"""Studies of whole trainings on nano: what runs they are made of, and what the instruments say of these.
+
+A run's log and its instruments lie in the study's folder, in a folder of the run's name; `--train` makes
+those that are missing by `./run.sh`, one after the other.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from records import RecordError
+from records.judge.logs import read_entry
+from records.publish.instruments_view import Measured, layer_and_kind, measured_run
+from records.publish.pictures import COLOURS, Picture
+from records.studies.page import FOLDER, Findings, Study, Table
+
+ROOT = FOLDER.parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a study: its name there, the options of ./run.sh that make it."""
+
+    name: str
+    options: Sequence[str]
+
+    def command(self, folder: Path) -> list[str]:
+        out = os.path.relpath(folder / self.name, ROOT)
+        return ["./run.sh", "--track", "nano", *self.options, "--instruments", "--out", out]
+
+
+def recipe_runs(names: Sequence[str], seeds: str, *options: str) -> list[Run]:
+    return [Run(name, ["--recipe", f"records/nano/{name}.toml", "--steps", "450", "--seeds", seeds, *options])
+            for name in names]  # fmt: skip
+
+
+def expansion_runs() -> list[Run]:
+    """Muon and Aurora at MLP expansions of 1 to 16, three learning rates each, six seeds."""
+    runs = []
+    for ratio in (1, 2, 4, 8, 16):
+        for method, lr in (("muon", 0.0287), ("aurora", 0.0287)):
+            for factor in (0.6, 1.0, 1.6):
+                name = f"{method}-{ratio}x-lr{lr * factor:.3g}"
+                track = os.path.relpath(FOLDER / "expansion" / f"mlp{ratio}.toml", ROOT)
+                options = ["--track", track, "--recipe", f"records/nano/{method}.toml", "--steps", "450",
+                           "--set", f"matrix.lr={lr * factor:.3g}", "--seeds", "0-5"]  # fmt: skip
+                runs.append(Run(name, options))
+    return runs
+
+
+def runs_there(study: str, runs: Sequence[Run], train: bool) -> dict[str, Measured]:
+    """The measured runs by name. Raises RecordError where there is none, with the commands that make them."""
+    folder, found = FOLDER / study, {}
+    for run in runs:
+        own = folder / run.name
+        if train and not list(own.glob("*.txt")):
+            subprocess.run(run.command(folder), cwd=ROOT, check=True)
+        logs = sorted(own.glob("*.txt"))
+        if logs and (measured := measured_run(run.name, logs)):
+            found[run.name] = measured
+    if not found:
+        commands = "\n".join(f"  {' '.join(run.command(folder))}" for run in runs)
+        raise RecordError(f"expected runs in {folder}, found none; --train makes them, by\n{commands}")
+    return found
+
+
+def last_loss(study: str, name: str) -> float | None:
+    """The mean over seeds of the last validation loss of a run's logs."""
+    runs = [run for run in read_entry(FOLDER / study / name).runs if run.validations]
+    return sum(run.validations[-1].val_loss for run in runs) / len(runs) if runs else None
+
+
+def series(run: Measured, quantity: str, kind: str = "") -> tuple[list[int], list[float]]:
+    """The quantity over steps, its mean over the layers' matrices of that kind (of all)."""
+    names = [name for name, of_name in run.numbers.items()
+             if quantity in of_name and layer_and_kind(name)[1].startswith(kind)]  # fmt: skip
+    by_step: dict[int, list[float]] = {}
+    for name in names:
+        for step, value in run.numbers[name][quantity]:
+            by_step.setdefault(step, []).append(value)
+    steps = sorted(by_step)
+    return steps, [sum(by_step[step]) / len(by_step[step]) for step in steps]
+
+
+def of_trainings(
+    study: str, runs: Sequence[Run], quantities: Sequence[tuple[str, str]],
+    verdict: Callable[[dict[str, Measured]], str], train: bool,
+) -> Findings:  # fmt: skip
+    """A panel and a column for each (quantity, kind of matrix): its mean over layers, and its last value."""
+    found = runs_there(study, runs, train)
+    data = {name: {f"{quantity} {kind}".strip(): series(run, quantity, kind) for quantity, kind in quantities}
+            for name, run in found.items()}  # fmt: skip
+    titles = list(next(iter(data.values())))
+
+    def draw(figure: Figure) -> None:
+        panels: list[Axes] = list(figure.subplots(1, len(titles), squeeze=False)[0])
+        for axes, title in zip(panels, titles, strict=True):
+            for i, (name, of_run) in enumerate(data.items()):
+                axes.plot(*of_run[title], color=COLOURS[i % len(COLOURS)], label=name, linewidth=1.4)
+            axes.set_title(title.replace("_", " "))
+            axes.set_xlabel("step")
+        panels[0].legend(frameon=False, fontsize=8)
+
+    rows = [
+        [
+            name,
+            last_loss(study, name),
+            *(of_run[title][1][-1] if of_run[title][1] else None for title in titles),
+        ]
+        for name, of_run in data.items()
+    ]
+    absent = [run for run in runs if run.name not in found]
+    missing = (
+        f"{len(absent)} of {len(runs)} runs: {', '.join(run.name for run in absent[:6])}" if absent else ""
+    )
+    seeds = sorted({run.seed for run in found.values()})
+    return Findings(
+        verdict(found), f"instruments of seed {', '.join(map(str, seeds))}",
+        [Table("At the last measured step", ["run", "last val_loss", *titles], rows)],
+        {"curves.svg": Picture(data, draw, 3.4 * len(titles), 3.6)}, data, missing,
+    )  # fmt: skip
+
+
+def ends(runs: dict[str, Measured], quantity: str, kind: str = "") -> dict[str, float]:
+    """The last value of a quantity of each run."""
+    found = {name: series(run, quantity, kind)[1] for name, run in runs.items()}
+    return {name: values[-1] for name, values in found.items() if values}
+
+
+def compared(runs: dict[str, Measured], quantity: str, kind: str, low: str, high: str) -> str:
+    """Whether the first of two runs ends with less of a quantity than the second, with both numbers."""
+    last = ends(runs, quantity, kind)
+    told = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
+    if low not in last or high not in last:
+        return f"{quantity} {kind}: {told}."
+    shows = "shows" if last[low] < last[high] else "does not show"
+    return f"{quantity} {kind}: {told}; less under {low} than under {high} {shows}."
+
+
+def dying(runs: dict[str, Measured]) -> str:
+    return compared(runs, "faint", "mlp", "aurora", "muon")
+
+
+def norms(runs: dict[str, Measured]) -> str:
+    return " ".join(
+        [
+            compared(runs, "radial_part", "", "nora_init", "muon"),
+            compared(runs, "row_angle", "", "nora_init", "muon"),
+        ]
+    )
+
+
+def scales(runs: dict[str, Measured]) -> str:
+    return compared(runs, "step_scale", "", "namo", "namo-4x")
+
+
+def expanded(runs: dict[str, Measured]) -> str:
+    losses = {name: loss for name in runs if (loss := last_loss("expansion", name)) is not None}
+    best: dict[tuple[str, str], float] = {}
+    for name, loss in losses.items():
+        method, ratio, _ = name.split("-", 2)
+        best[ratio, method] = min(loss, best.get((ratio, method), loss))
+    ratios = [ratio for ratio, method in best if method == "aurora" and (ratio, "muon") in best]
+    told = ", ".join(f"{ratio} {best[ratio, 'muon'] - best[ratio, 'aurora']:.4f}" for ratio in ratios)
+    return f"Muon's loss less Aurora's, each at its best learning rate: {told or 'no pair of runs yet'}."
+
+
+NOISE = [*recipe_runs(["namo", "namo_d"], "0"),
+         Run("namo-4x", ["--recipe", "records/nano/namo.toml", "--steps", "112", "--seeds", "0",
+                         "--track", "records/studies/noise_scales/batch4x.toml"])]  # fmt: skip
+STUDIES = tuple(
+    Study(name, claim, source, partial(of_trainings, name, runs, quantities, verdict), "--train")
+    for name, claim, source, runs, quantities, verdict in (
+        (
+            "dying_neurons",
+            "Muon starves neurons of the MLP, Aurora does not", "Aurora figs. 5 to 8",
+            recipe_runs(["muon", "aurora"], "0-2"),
+            [("dead", "mlp"), ("faint", "mlp"), ("row_variation", "mlp.fc"),
+             ("leverage_variation", "mlp.fc")],
+            dying,
+        ),
+        (
+            "expansion",
+            "Aurora's gain over Muon grows with the expansion of the MLP", "Aurora fig. 11",
+            expansion_runs(), [("row_variation", "mlp.fc")], expanded,
+        ),
+        (
+            "nora_norms",
+            "momentum has a radial part that moves norms and makes rows turn unevenly; Nora takes it out",
+            "Nora", recipe_runs(["muon", "rmnp_init", "nora_init", "muonh"], "0"),
+            [("row_norm_mean", ""), ("row_angle", ""), ("radial_part", "")], norms,
+        ),
+        (
+            "noise_scales",
+            "the adaptive scale shrinks as gradients grow noisier, and grows with the batch", "NAMO",
+            NOISE, [("step_scale", ""), ("step_scale_spread", "")], scales,
+        ),
+    )
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""A study's page: README.md, figures and numbers.json in its folder, all made of what was found."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from records.publish.pages import escape, table
+from records.publish.pictures import Picture
+from records.run.files import write_whole
+
+FOLDER = Path(__file__).resolve().parent
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below a heading; numbers are shown with four digits."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found. verdict: sentences on whether the claim shows here; seeds: which, in words;
+    missing: what the study asks for and these findings do not have; numbers: what tables and pictures show.
+    """
+
+    verdict: str
+    seeds: str
+    tables: Sequence[Table]
+    pictures: Mapping[str, Picture]
+    numbers: object
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A claim and how it is tried: `find`(whether to run missing trainings) gives the findings."""
+
+    name: str
+    claim: str
+    source: str
+    find: Callable[[bool], Findings]
+    command: str = ""  # further words of the command
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / self.name
+
+
+def write_page(study: Study, findings: Findings, minutes: float) -> Path:
+    """Writes the folder's files; returns the page's path."""
+    study.folder.mkdir(exist_ok=True)
+    for name, picture in findings.pictures.items():
+        write_whole(study.folder / name, picture.svg())
+    write_whole(study.folder / "numbers.json", (json.dumps(findings.numbers, indent=1) + "\n").encode())
+    page = study.folder / "README.md"
+    write_whole(page, "\n".join(page_lines(study, findings, minutes)).encode())
+    return page
+
+
+def page_lines(study: Study, findings: Findings, minutes: float) -> list[str]:
+    lines = [f"# {study.name}\n", f"**Claim** ({escape(study.source)}): {escape(study.claim)}\n"]
+    lines += [f"**Here:** {escape(findings.verdict)}\n"]
+    if findings.missing:
+        lines += [f"Not tried yet: {escape(findings.missing)}\n"]
+    command = f"python -m records.studies {study.name} {study.command}".rstrip()
+    lines += [
+        f"`{command}`, {escape(findings.seeds)}; {minutes:.1f} minutes, trainings that were there apart."
+    ]
+    lines += ["The numbers: [numbers.json](numbers.json).\n"]
+    lines += [f"![{name.removesuffix('.svg')}]({name})\n" for name in findings.pictures]
+    for part in findings.tables:
+        rows = [[shown(cell) for cell in row] for row in part.rows]
+        numbers = [
+            i for i in range(len(part.header)) if any(not isinstance(row[i], str) for row in part.rows)
+        ]
+        lines += [f"## {part.title}\n", table(part.header, rows, numbers)]
+    return lines
+
+
+def shown(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.4g}" if isinstance(cell, float) else escape(cell)

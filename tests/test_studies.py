@@ -1,0 +1,68 @@
+"""Studies: what they reckon on matrices, their pages, and what they say without runs."""
+
+import json
+
+import pytest
+import torch
+
+from records.publish.pictures import Picture
+from records.run.instrument_log import InstrumentLog
+from records.studies import of_matrices, of_trainings, page
+from records.studies.__main__ import STUDIES, main
+from records.studies.of_matrices import first_update, gaussian, spectrum
+from records.studies.page import Findings, Study, Table, write_page
+from tests.made_logs import write_log
+
+
+def test_spectrum_of_an_orthogonal_matrix_and_of_a_stretched_one():
+    Q = torch.linalg.qr(gaussian(0, (8, 8))).Q
+    rank, condition, left = spectrum(Q)
+    assert (rank, condition) == (pytest.approx(8), pytest.approx(1))
+    assert left < 0.35  # the quintic does not converge
+    assert spectrum(Q * torch.tensor([[1e-3]] + [[1.0]] * 7))[1] == pytest.approx(1e3, rel=1e-6)
+
+
+def test_the_first_update_of_muon_is_the_polar_factor_and_u_normuons_rows_are_even():
+    X = gaussian(1, (12, 4), row_spread=1.0)
+    muon, even = (first_update(name, X, {}) for name in ("muon", "u_normuon"))
+    assert muon["polar_alignment"] == pytest.approx(1, abs=1e-4)
+    assert even["row_variation"] < 1e-6 < muon["row_variation"]
+
+
+def test_a_page_holds_claim_verdict_command_figure_and_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    picture = Picture([1.0], lambda figure: None)
+    table = Table("T", ["a", "b"], [["x", 1.23456]])
+    findings = Findings("Shows.", "seed 0", [table], {"f.svg": picture}, [1])
+    text = write_page(Study("made", "A claims B", "P", lambda train: findings), findings, 0.1).read_text()
+    for told in ("A claims B", "**Here:** Shows.", "python -m records.studies made", "(f.svg)", "1.235"):
+        assert told in text
+    assert json.loads((tmp_path / "made" / "numbers.json").read_text()) == [1]
+
+
+def test_without_runs_a_study_of_trainings_names_the_commands(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_trainings, "FOLDER", tmp_path)
+    assert main(["dying_neurons"]) == 2
+    assert "--instruments --out" in capsys.readouterr().err
+
+
+def test_a_study_of_trainings_reads_its_runs_and_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_trainings, "FOLDER", tmp_path)
+    for name, faint in (("muon", 5), ("aurora", 1)):
+        log = tmp_path / "dying_neurons" / name / "a.txt"
+        write_log(log)
+        for step in (0, 25):
+            numbers = {"blocks.0.mlp": {"units": 8, "dead": 0, "faint": faint}}
+            InstrumentLog(log, 0, 2).write(step, numbers, {})
+    found = STUDIES["dying_neurons"].find(False)
+    assert "less under aurora than under muon shows" in found.verdict
+    assert found.tables[0].rows[0][0] == "muon"
+    assert found.pictures["curves.svg"].svg().startswith(b"<?xml")
+
+
+def test_every_study_of_the_issue_is_there():
+    assert set(STUDIES) == {
+        "polar_methods", "row_uniformity", "dying_neurons", "expansion", "nora_norms", "equilibration",
+        "noise_scales",
+    }  # fmt: skip
+    assert of_matrices.STUDIES[0].folder.name == "polar_methods"
