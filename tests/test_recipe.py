@@ -173,6 +173,7 @@ PLAIN = '[matrix]\nstep = "muon"\n'
         ("[schedule]\nmatrix = 3", "matrix = 3"),
         ('[schedule.matrix]\nmomentum = [[0, "a"]]', "expected points"),
         ("[schedule.matrix]\nmomentum = 0.5", "expected points"),
+        ('[matrix."mlp.*"]\nprecondition = []', "expected the name of a stage"),
         ("[schedule.matrix]\nmomentum = [[0, 0.9], [5, 2]]", "values each a number in [0, 1)"),
         ("[schedule.matrix]\nmomentum = [[0, 0.9], [5, nan]]", "expected points"),
         ("[schedule.matrix]\nweight_decay = [[0, 0.1], [5, -1]]", "values each a number in [0, inf)"),

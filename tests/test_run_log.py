@@ -39,6 +39,15 @@ def test_a_resumed_log_goes_on_behind_its_last_whole_line(tmp_path):
     ).read_text() == whole + "step:6/9 val_loss:3.0\nseed: 1\nstep:0/9 val_loss:5.0\n"
 
 
+def test_half_a_checkpoint_of_a_killed_process_is_removed_when_the_run_goes_on(tmp_path):
+    started(tmp_path / "a.txt")
+    (tmp_path / "a.checkpoints").mkdir()
+    for name in ("run000_step000002.pt", "run000_step000004.tmp"):
+        (tmp_path / "a.checkpoints" / name).write_bytes(b"")
+    started(tmp_path / "a.txt", resume=True)
+    assert [path.name for path in tmp_path.glob("a.checkpoints/*")] == ["run000_step000002.pt"]
+
+
 def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
     log = RunLog(tmp_path / "a.txt", resume=False, writes=False)
     log.line("text")

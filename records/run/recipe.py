@@ -598,6 +598,9 @@ def hyperparameters(
         near = difflib.get_close_matches(str(step), steps, n=1, cutoff=0.0)
         raise RecipeError(f"{where} says step = {step!r}; nearest: '{near[0]}'. Known: {', '.join(steps)}.")
     stages = {kind: said[kind] for kind in STAGE_KINDS if kind in said}
+    for kind, stage in stages.items():
+        if not isinstance(stage, str):
+            raise RecipeError(f"{where} says {kind} = {shown(stage)}; expected the name of a stage.")
     try:
         known = steps[step].row.exchanged(stages).hyperparameters
     except ValueError as error:

@@ -53,6 +53,8 @@ class RunLog:
             ) from None
         if self.files:
             self._lock()
+            for half in path.with_suffix(".checkpoints").glob("*.tmp"):  # of a process that was killed
+                half.unlink()
         for file in self.files:
             whole = file.readall().rpartition(b"\n")[0]
             file.truncate(len(whole) + 1 if whole else 0)  # behind it: a line cut by kill -9
