@@ -33,6 +33,7 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
 
 Environment: VENV=DIR (default .venv) or VENV=none for the Python that is there; PYTHON (default python3) makes
 the environment. Several nodes: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, or SLURM's own (one task a node).
+Exit code: 0 done; 2 refused, nothing was done; 1 begun, and ended early; 128 + N ended by signal N.
 TEXT
 }
 
@@ -71,6 +72,8 @@ rendezvous() {
         "--master-addr=$address --master-port=${MASTER_PORT:-29500}"
 }
 
+count_gpus() { "$PY" -c 'import torch; print(torch.cuda.device_count())'; }
+
 # --nproc as asked ($1), else one process a GPU ($2): of 3, 5, 6 or 7 GPUs as many as divide a batch.
 count_processes() {
     local asked="$1" gpus="$2" most=1
@@ -83,7 +86,7 @@ count_processes() {
 }
 
 train() {
-    local processes="" data="$ROOT/data" only_list="" arguments=()
+    local processes="" data="$ROOT/data" only_list="" resumes="" arguments=()
     while [ $# -gt 0 ]; do
         case "$1" in
             --nproc) processes="${2:?--nproc needs a number}"; shift 2; continue ;;
@@ -91,6 +94,7 @@ train() {
             --data) data="${2:?--data needs a folder}" ;;
             --data=*) data="${1#*=}" ;;
             --recipes | --explain) only_list=yes ;;
+            --resume | --resume=*) resumes=yes ;;
         esac
         arguments+=("$1")
         shift
@@ -99,7 +103,11 @@ train() {
     [ -z "$only_list" ] || exec "$PY" "$trainer" "${arguments[@]}"
 
     local plan gpus fetch
-    plan="$("$PY" "$trainer" --plan "${arguments[@]}")" # checks the command line too, before anything starts
+    if [ -n "$resumes" ] && [ "${NODE_RANK:-${SLURM_NODEID:-0}}" != 0 ]; then
+        plan="$(count_gpus)" # the checkpoint, and what it asks for, are on the first node
+    else
+        plan="$("$PY" "$trainer" --plan "${arguments[@]}")" # checks the command line too, before anything starts
+    fi
     read -r gpus fetch <<<"$plan"
     # shellcheck disable=SC2086  # a module and its options
     [ -z "$fetch" ] || "$PY" -m $fetch --data "$data"
@@ -117,7 +125,7 @@ doctor() {
         esac
         shift
     done
-    gpus="$("$PY" -c 'import torch; print(torch.cuda.device_count())')"
+    gpus="$(count_gpus)"
     processes="$(count_processes "$processes" "$gpus")"
     launch "$processes" "$gpus" -m records.doctor ${arguments[@]+"${arguments[@]}"}
 }

@@ -41,10 +41,11 @@ from optimizers.ema_nesterov import EMANesterov
 from optimizers.explain import explained
 from optimizers.groups import PatternError, adamw_groups, around_of, learning_rates, matrix_groups
 from optimizers.own_step import own_steps
+from optimizers.softcap_kernel import fast_softcapped
 from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from optimizers.step_profile import ProfileError, marks, unmarked
-from optimizers.world import World, WorldError, device_name, distributed, has_gpu, join_world
+from optimizers.world import World, WorldError, device_name, distributed, gone_process, has_gpu, join_world
 from records import RecordError
 from records.observe import observing
 from records.run import RunEnded, RunError
@@ -428,7 +429,7 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
         model.embed.to(getattr(torch, track.gpu_dtype))
     if compiled:
         torch._dynamo.config.optimize_ddp = False  # which cuts each block in two, for buckets of 25 MB
-        model.softcapped = torch.compile(softcapped, dynamic=False)
+        model.softcapped = fast_softcapped(softcapped, device)
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
@@ -713,6 +714,8 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
         leave(told, status, os.environ.get("LOCAL_RANK", "0") == "0")
     except torch.OutOfMemoryError:  # of this process, maybe of no other
         leave(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.", ENDED, True)
+    except RuntimeError as error:
+        leave(gone_process(error), ENDED, os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 def replay(recipe: Recipe, argv: list[str]) -> None:
@@ -732,9 +735,6 @@ def main(argv: list[str]) -> None:
     with errors_in_one_line(args):
         if args.recipes:
             return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
-        node = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", "0"))
-        if args.plan and args.resume and node != "0":  # the checkpoint is on the first node
-            return print(torch.cuda.device_count())
         world = World(0, 1, torch.device("cpu")) if args.plan or args.explain else join_world()
         checkpoint = read_checkpoint(args, world)
         recipe = world.agreed(lambda: choose_recipe(args, checkpoint), USER_ERRORS)

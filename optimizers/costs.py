@@ -2,17 +2,18 @@
 
     python -m optimizers.costs [--matrices nano|124m] [--rounds N] [--only muown,pmuon] [--table FILE.md]
 
-Steps on the hidden matrices of a track's model, Muon's and the method's in turn. `ms` is the fastest round's;
-`of Muon's` the median over the rounds of the ratio, which other work on the machine moves less. Bytes are
-those of the state's tensors, by parameter of the matrices; Muon keeps a float32 momentum: 4. What a recipe
-has around its steps is not here: `python -m tests.benchmarks.recipe_costs` takes whole recipes.
+Steps on the hidden matrices of a track's model, Muon's and the method's in turn, on one thread, in CPU time,
+which leaves out what the processor gave to other work. `ms` is the fastest round's; `of Muon's` the median
+over the rounds of the ratio. Bytes are those of the state's tensors, by parameter of the matrices; Muon keeps
+a float32 momentum: 4. Whole recipes: `python -m tests.benchmarks.recipe_costs`.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from optimizers import STEPS, MatrixOptimizer
-from optimizers.benchmark import seconds, state_bytes
+from optimizers.benchmark import state_bytes
 from optimizers.world import device_name
 
 MATRICES = {
@@ -61,6 +62,13 @@ def optimizer_of(name: str, shapes: dict[tuple[int, int], int], **options: Any) 
     return optimizer
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """What all threads of this process spent on it."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
 def cost(name: str, shapes: dict[tuple[int, int], int], rounds: int, **options: Any) -> Cost:
     """Measured in turn with Muon, after a first step of each. A round is of `refresh_every` steps."""
     muon, own = optimizer_of("muon", shapes), optimizer_of(name, shapes, **options)
@@ -73,7 +81,7 @@ def cost(name: str, shapes: dict[tuple[int, int], int], rounds: int, **options: 
     times: list[tuple[float, float]] = []
     begin = time.perf_counter()
     while not times or (len(times) < rounds and time.perf_counter() - begin < PATIENCE):
-        times.append((seconds(muon.step, "cpu"), seconds(run, "cpu") / steps))
+        times.append((cpu_seconds(muon.step), cpu_seconds(run) / steps))
     told = ", ".join(f"{key}={value}" for key, value in options.items())
     elements = sum(p.numel() for group in own.param_groups for p in group["params"])
     return Cost(
@@ -113,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = options.only.split(",") if options.only else sorted(STEPS)
     if unknown := [name for name in names if name not in STEPS]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(sorted(STEPS))}")
+    torch.set_num_threads(1)
     shapes, rows = MATRICES[options.matrices], []
     for row in costs(names, shapes, options.rounds):
         rows.append(row)
@@ -120,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.table:
         matrices = ", ".join(f"{count} of {m}x{n}" for (m, n), count in shapes.items())
         processor = device_name(torch.device("cpu"))
-        machine = f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        machine = f"{processor}, 1 thread, torch {torch.__version__}, CPU time, {date.today()}"
         text = "\n".join([f"# What a step costs: {matrices}\n", f"{machine}.\n", *table_lines(rows)])
         draft = options.table.with_suffix(".partial")
         draft.write_text(text + "\n")

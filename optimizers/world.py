@@ -102,6 +102,15 @@ def join_world() -> World:
     return World(rank, size, device)
 
 
+def gone_process(error: RuntimeError) -> str:
+    """What to tell of an error that says the exchange between processes broke off; raises any other."""
+    if not re.search("gloo|NCCL|Connection (closed|reset)", str(error)):
+        raise error
+    where, why = f"rank {os.environ.get('RANK')}, host {gethostname()}", str(error).splitlines()[0][:120]
+    return (f"error ({where}): the exchange broke off, another process or its node is gone ({why}). "
+            "--resume goes on from the last checkpoint, if there is one.")  # fmt: skip
+
+
 def has_gpu(checked: bool = True) -> bool:
     """Whether torch has a GPU. If `checked`, raises WorldError where there is one that torch cannot use."""
     if checked and not torch.cuda.is_available() and (driver := nvidia_driver()):

@@ -56,7 +56,9 @@ class Screen(io.TextIOBase):
         return self.stream.buffer
 
     def write(self, text: str) -> int:
-        return self.stream.write("".join(c if c.isprintable() or c in "\n\t" else "?" for c in text))
+        if not text.replace("\n", "").replace("\t", "").isprintable():
+            text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+        return self.stream.write(text)
 
     def flush(self) -> None:
         self.stream.flush()

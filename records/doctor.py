@@ -35,6 +35,7 @@ from torch import Tensor
 
 from optimizers import STEPS
 from optimizers.exchange import collective
+from optimizers.softcap_kernel import differs
 from optimizers.world import WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
 from records import RecordError
 from records.run.machine import (
@@ -57,6 +58,7 @@ from train_gpt import (
     load_recipe,
     make_model,
     set_learning_rates,
+    softcapped,
     start_progress,
     validates,
     warm_up,
@@ -271,6 +273,17 @@ def check_memory(checkup: Checkup) -> Finding:
     if free < 0.8 * total:
         return Finding("memory", found, "warning", "another process has the rest: see nvidia-smi")
     return Finding("memory", found)
+
+
+def check_loss(checkup: Checkup) -> Finding:
+    """Whether a GPU's own kernel for the loss agrees with the plain loss; where it does not, that is used."""
+    if not checkup.on_gpu:
+        return Finding("loss", "no kernel of its own on a CPU")
+    if told := differs(softcapped, checkup.ranks.device):
+        return Finding(
+            "loss", f"the Triton kernel differs: {told}", "warning", "a run does without it, slower"
+        )
+    return Finding("loss", "the Triton kernel agrees with the plain loss")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -498,7 +511,8 @@ def write_json(checkup: Checkup, path: Path) -> None:
 
 def visit(checkup: Checkup) -> int:
     """All checks, one after the other; the exit code."""
-    for look in (check_device, check_torch, check_compiler, check_disk, check_hub, check_memory):
+    looks = (check_device, check_torch, check_compiler, check_disk, check_hub, check_memory, check_loss)
+    for look in looks:
         note(checkup, look.__name__.removeprefix("check_"), look)
     args, ranks = checkup.args, checkup.ranks
     args.compile = args.compile and find_compiler(checkup.on_gpu) is not None

@@ -37,10 +37,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
 from records.publish.pictures import COLOURS, STYLE
-from records.run.recipe import RecipeError, find_recipe, merge, parse_change, toml_lines
+from records.run.recipe import (
+    RecipeError,
+    find_recipe,
+    merge,
+    parse_change,
+    parse_seeds,
+    read_recipe,
+    toml_lines,
+)
 from records.run.track import read_track, shipped_tracks
 from records.trial import COMMAND, ROOT, TuneError, train
-from records.tune_paired import compare_candidate
+from records.tune_paired import compare_candidate, read_table
 
 SPREAD_TRIALS = 6  # the recipe and five points spread over the ranges
 
@@ -131,6 +139,16 @@ def default_ranges(recipe: dict) -> tuple[Range, ...]:
     if not ranges:
         raise TuneError("the recipe has no matrix.lr: say what to search with --param.")
     return tuple(ranges)
+
+
+def check_ranges(recipe: Path, ranges: tuple[Range, ...], track: str | None) -> None:
+    """Raises RecipeError where the recipe cannot have the lowest or the highest value of a range."""
+    from optimizers import AROUND, STEPS  # torch, which takes seconds to import
+
+    for r in ranges:
+        for end in (r.low, r.high):
+            end = int(end) if r.kind == "int" else end
+            read_recipe(recipe, shipped_tracks(), STEPS, [f"{r.key}={end}"], track, AROUND)
 
 
 def open_study(search: Search) -> optuna.Study:
@@ -367,7 +385,7 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
             compare_candidate(options.recipe, options.paired, options.set, seeds, home, command, arguments)
             return 0
         path = find_recipe(options.recipe, shipped_tracks(), track).resolve()
-        recipe = tomllib.loads(path.read_text())
+        recipe = read_table(path)
         name = path.parent.name if path.name == "recipe.toml" else path.stem
         search = Search(
             recipe=path,
@@ -377,6 +395,9 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
             arguments=arguments,
             command=command,
         )
+        if not options.track or track in shipped_tracks():
+            check_ranges(path, search.ranges, track)
+            parse_seeds(search.seeds)
         return report(tune(search, options.trials), search)
     except (RecordError, RecipeError, OSError, tomllib.TOMLDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)

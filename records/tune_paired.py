@@ -14,9 +14,10 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from records.judge.paired import FIRST_LOOK, TTest, decides, sequential_level, t_test
-from records.run.recipe import find_recipe, merge, parse_change, parse_seeds, toml_lines
+from records.run.recipe import RecipeError, find_recipe, merge, parse_change, parse_seeds, toml_lines
 from records.run.track import shipped_tracks
 from records.trial import TuneError, runs_in, train
 
@@ -30,13 +31,21 @@ class Contender:
     folder: Path
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """What a recipe's file says, as it stands there. Raises RecipeError where it is no TOML in UTF-8."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe {path}: expected TOML in UTF-8, found otherwise: {error}") from None
+
+
 def contender(source: str, changes: Sequence[str], home: Path, arguments: Sequence[str]) -> Contender:
     """The recipe of that name or path. Its folder in `home` is named by all that its runs depend on.
 
     Raises RecipeError for an unknown recipe and for a change that is none.
     """
     path = find_recipe(source, shipped_tracks()).resolve()
-    table = tomllib.loads(path.read_text())
+    table = read_table(path)
     for change in changes:
         table = merge(table, parse_change(change))
     name = path.parent.name if path.name == "recipe.toml" else path.stem

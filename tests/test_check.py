@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 from log_text import write
-from made_logs import write_log
+from made_logs import RECIPE, write_log
 
 from records.__main__ import main
-from records.judge.check import check_entry
+from records.judge.check import check_entry, val_digest
 from records.judge.logs import read_entry
 from records.judge.script_rules import decisions_on_val_loss, foreign_imports, parse, rebound
+from records.run.track import shipped_tracks
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT, PARTS, DECISION, STEP, SIGNIFICANCE, COMPLETE = range(6)
@@ -284,3 +285,23 @@ def test_nothing_of_a_script_is_run(tmp_path: Path, sound: str) -> None:
     for command in (["summarize"], ["check"], ["extract"], ["compare", str(tmp_path / "e" / "a.txt")]):
         main([*command, str(tmp_path / "e" / "a.txt")])
     assert not proof.exists()
+
+
+def with_val_shard(text: str, digest: str) -> str:
+    told = f"shard x_val_000000.bin: 9 tokens, digest {digest}"
+    return changed(text, "world_size: 1\n", f"world_size: 1\n{told}\n")
+
+
+def test_another_validation_shard_is_told(tmp_path: Path, sound: str) -> None:
+    known = val_digest(shipped_tracks()["nano"])
+    assert broken_rules(tmp_path / "same", with_val_shard(sound, known)) == {}
+    told = broken_rules(tmp_path / "other", with_val_shard(sound, "0" * 16))[PARTS]
+    assert f"x_val_000000.bin of digest {'0' * 16}, expected {known}" in told
+
+
+def test_a_validation_shard_whose_digest_is_not_known_is_not_compared(tmp_path: Path) -> None:
+    fineweb = shipped_tracks()["fineweb"]
+    text = write_log(tmp_path / "a.txt", recipe=RECIPE | {"track": "fineweb"}, track=fineweb).read_text()
+    write(tmp_path / "a.txt", with_val_shard(text, "0" * 16))
+    told = check_entry(read_entry(tmp_path / "a.txt"))[PARTS].told
+    assert ("is not known, so not compared" in told) == (not val_digest(fineweb))

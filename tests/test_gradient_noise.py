@@ -82,3 +82,16 @@ def test_the_metric_stays_within_its_limit_and_is_1_for_even_noise():
     assert metric(h, 0.5, 2.0).min() == 0.5 and metric(h, 0.5, 2.0).max() == pytest.approx(1.732, abs=1e-3)
     assert torch.equal(metric(torch.ones(3, 1), 0.5, 2.0), torch.ones(3, 1))
     assert metric(torch.zeros(3, 1), 0.5, 2.0).isfinite().all()
+
+
+@pytest.mark.parametrize("empty", [slice(None), slice(0, 1)], ids=["all", "a row"])
+def test_gradients_of_zero_stay_finite(empty):
+    p = nn.Parameter(torch.randn(6, 4))
+    noise, matrix = made(p, micro_batches=2)
+    for t in range(3):
+        micro = [torch.randn(6, 4) for _ in range(2)]
+        for g in micro:
+            g[empty] = 0
+        updated(noise, matrix, p, t, micro)
+    assert p.isfinite().all()
+    assert all(value.isfinite().all() for value in matrix.state[p].values())

@@ -27,6 +27,15 @@ def run_sh(*options: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
 
 
+def stand_in(folder: Path, gpus: int = 0) -> str:
+    """A Python that plans for so many GPUs, and shows the command that would be started."""
+    python = folder / "python3"
+    plan = f'case "$*" in *--plan* | *device_count*) echo {gpus} ;; *) echo "$@" ;; esac'
+    python.write_text(f"#!/bin/sh\n{plan}\n")
+    python.chmod(0o755)
+    return str(python)
+
+
 def own_data(folder: Path) -> Path:
     """A data folder with a user's own nano shards, for 14 steps."""
     write_shard(folder / "nano" / "zmine_train_000001.bin", np.arange(30_000) % 251)
@@ -47,37 +56,33 @@ def test_a_wrong_command_line_ends_before_anything_starts(tmp_path):
     assert "nearest: muon" in told.stderr and not (tmp_path / "logs").exists()
 
 
-def test_the_number_of_processes_is_checked(nano_data, tmp_path):
-    told = run_sh("--nproc", "3", "--data", str(nano_data), "--out", str(tmp_path))
+def test_the_number_of_processes_is_checked(tmp_path):
+    told = run_sh("--nproc", "3", PYTHON=stand_in(tmp_path))
     assert told.returncode == 2 and "expected 1, 2, 4 or 8" in told.stderr
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path):
-    """A stand-in Python plans for two GPUs."""
-    python = tmp_path / "python3"
-    python.write_text('#!/bin/sh\ncase "$*" in *--plan*) echo 2 ;; esac\n')
-    python.chmod(0o755)
-    told = run_sh("--nproc", "4", PYTHON=str(python))
+    told = run_sh("--nproc", "4", PYTHON=stand_in(tmp_path, gpus=2))
     assert told.returncode == 2 and "--nproc 4: there are 2 GPUs" in told.stderr
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(3, 2), (7, 4), (8, 8)])
 def test_of_an_odd_number_of_gpus_it_uses_what_divides_a_batch(tmp_path, gpus, processes):
-    """A stand-in Python plans for the GPUs, and shows the command that would be started."""
-    python = tmp_path / "python3"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *--plan*) echo {gpus} ;; *) echo "$@" ;; esac\n')
-    python.chmod(0o755)
-    told = run_sh(PYTHON=str(python))
+    told = run_sh(PYTHON=stand_in(tmp_path, gpus))
     assert told.returncode == 0 and f"--nproc-per-node={processes} " in told.stdout
     said = f"{gpus} GPUs found: using {processes}, as 1, 2, 4 or 8 processes divide a batch\n"
     assert told.stderr == (said if gpus != processes else "")
 
 
+def test_a_later_node_resumes_without_a_checkpoint(tmp_path):
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    told = run_sh("--resume", "--out", str(tmp_path), PYTHON=stand_in(tmp_path), **nodes)
+    assert told.returncode == 0 and "--plan" not in told.stdout
+    assert told.stdout.rstrip().endswith(f"train_gpt.py --resume --out {tmp_path}")
+
+
 def test_the_doctor_is_started_as_the_trainer_is(tmp_path):
-    python = tmp_path / "python3"
-    python.write_text('#!/bin/sh\ncase "$*" in *device_count*) echo 3 ;; *) echo "$@" ;; esac\n')
-    python.chmod(0o755)
-    told = run_sh("doctor", "--quick", "--json", "found.json", PYTHON=str(python))
+    told = run_sh("doctor", "--quick", "--json", "found.json", PYTHON=stand_in(tmp_path, gpus=3))
     assert "3 GPUs found: using 2" in told.stderr
     started = "-m torch.distributed.run --standalone --nproc-per-node=2 -m records.doctor"
     assert told.stdout == f"{started} --quick --json found.json\n"
@@ -103,26 +108,21 @@ def test_it_fetches_what_is_missing_and_trains(tmp_path):
         ({}, "--standalone --nproc-per-node=4"),
     ],
 )  # fmt: skip
-def test_torchrun_gets_the_rendezvous(nano_data, tmp_path, environment, expected):
-    """A stand-in Python shows the command that would be started."""
-    python = tmp_path / "python3"
-    show = 'case "$*" in *torch.distributed.run*) echo "$@"; exit ;; esac'
-    python.write_text(f'#!/bin/sh\n{show}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    options = ("--nproc", "4", "--data", str(nano_data), "--steps", "3")
-    told = run_sh(*options, PYTHON=str(python), **environment)
+def test_torchrun_gets_the_rendezvous(tmp_path, environment, expected):
+    options = ("--nproc", "4", "--data", str(tmp_path), "--steps", "3")
+    told = run_sh(*options, PYTHON=stand_in(tmp_path), **environment)
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith(f"-m torch.distributed.run {expected} {ROOT / 'train_gpt.py'} --data")
 
 
-def test_two_nodes_need_an_address(nano_data):
-    told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES="2")
+def test_two_nodes_need_an_address(tmp_path):
+    told = run_sh("--nproc", "2", NNODES="2", PYTHON=stand_in(tmp_path))
     assert told.returncode == 2 and "MASTER_ADDR" in told.stderr
 
 
 @pytest.mark.parametrize("nodes", ["abc", "0", "-1", "2 3"])
-def test_a_number_of_nodes_is_checked(nano_data, nodes):
-    told = run_sh("--nproc", "2", "--data", str(nano_data), "--steps", "3", NNODES=nodes)
+def test_a_number_of_nodes_is_checked(tmp_path, nodes):
+    told = run_sh("--nproc", "2", NNODES=nodes, PYTHON=stand_in(tmp_path))
     assert told.returncode == 2 and f"NNODES={nodes}: expected a number of nodes" in told.stderr
 
 

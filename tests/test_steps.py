@@ -77,6 +77,7 @@ VARIANTS = [
     ("muon(land=anchored)", {"update_floor": 0.35}),
     ("muon(memory=bimaxwell)", {"begin": 1}),
     ("muon(memory=kmaxwell)", {"begin": 0, "averages": 3, "age": 20.0}),
+    ("muonh(memory=maxent, precondition=radial_reset)", {"begin": 1, "reset_begin": 1, "late": 0.5}),
     ("soap_muon", EVERY_SOAP),
 ]
 BASES_OF_ONE_GRADIENT = ("soaph", "klsoaph")  # partly rounding: such starts are compared from the identity

@@ -175,3 +175,15 @@ def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("records.judge.summarize.read_entry", interrupted)
     assert main(["summarize", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "records summarize: interrupted, nothing was changed\n"
+
+
+def test_a_table_of_very_many_validations_is_shortened(tmp_path, capsys):
+    curve = {step: 5 - step / 1000 for step in range(4001)}
+    log = write(tmp_path / "long.txt", log_text(run_text(curve, 4000, seed=0), facts=("track: nano",)))
+    assert main(["summarize", str(log)]) == 0
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) < 1100 and "of 4001 validations" in told
+    assert "\n3625 " in told and "\n4000 " in told  # the first significant step, the last
+    assert main(["summarize", "--json", str(log)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["validations"] == 4001 and len(found["steps"]) < 1100

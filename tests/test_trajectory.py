@@ -27,8 +27,8 @@ from train_gpt import (
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = GOLDEN.parents[2] / "shared" / "golden"
 SCALED = sorted((GOLDEN / "trajectories").glob("*.toml"))
-WITH_THE_SUITE = ("16", "42")
-RECIPES = sorted([*RECORDS.glob("*/*.toml"), *RECORDS.glob("*/*/recipe.toml")])
+WITH_THE_SUITE = ("13", "16")
+RECIPES = sorted(RECORDS.glob("*/*.toml"))
 
 
 def golden(name: str) -> dict:

@@ -158,6 +158,24 @@ def test_a_search_of_no_trials_is_refused(study, tmp_path, trials, capsys):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    ("param", "told"),
+    [
+        ("matrix.lr:linear:-1:2", "lr = -1"),
+        ("matrix.momentum:linear:0.5:2", "momentum = 2"),
+        ("matrix.foo:linear:0.5:2", "has no 'foo'"),
+    ],
+)
+def test_a_range_that_leaves_its_hyperparameters_is_refused(study, tmp_path, param, told, capsys):
+    assert study(2, "--param", param) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "study").exists()
+
+
+def test_a_recipe_that_is_not_utf8_is_named(study, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_bytes(b'description = "\xff"')
+    assert study(2) == 2 and "expected TOML in UTF-8" in capsys.readouterr().err
+
+
 def test_nothing_but_diverged_trials_is_an_error(study, tmp_path, capsys):
     assert study(3, "--param", "matrix.lr:log:0.07:0.2") == 1
     assert "every trial diverged" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""The published methods on several ranks, and after a checkpoint: the same training."""
+"""Methods, and all that recipes have around an update, on several ranks and after a checkpoint: the same."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,14 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
-from optimizers import MatrixOptimizer
+from optimizers import AROUND, STEPS, MatrixOptimizer
+from optimizers.around.around import read_losses
 from optimizers.around.gradients import InputNewton
 from optimizers.around.outer_nesterov import OuterNesterov
+from optimizers.world import World
+from records.run.recipe import Recipe, parse_recipe
+from records.run.track import shipped_tracks
+from train_gpt import GPT, apply_update, build_optimizers, compute_gradients, distributed, set_learning_rates
 
 IDENTITY = {"start": "identity"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -21,6 +27,67 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 WORLDS = (4, 2)
 MICRO_BATCHES = 4
+
+VOCABULARY, ROWS, TIME, UPDATES, KILLED_AT = 32, 8, 16, 10, 7
+ALONE = World(0, 1, torch.device("cpu"))
+HEAD = 'track = "nano"\ntrain_steps = 10\n'
+RECIPES = {  # between them everything in AROUND, and the memories that look far back
+    "record": """
+        lookahead = { strength = 0.3, start = 2, stop = 8, decay = 0.9, scaled_by = "embed_before" }
+        around.head_kfac = { params = ["proj.weight"], start = 2, apply = 3, stop = 9, every = 2 }
+        around.beyond = { kind = "extrapolated_gradient", average = "average", strength = 0.45 }
+        readout.average = { start = 5, tau = 2, "proj.weight".blend = 0.8 }
+        readout.velocity = { params = ["mlp.*.weight"], start = 4, factor = 2.0 }
+        [matrix]
+        step = "muon"
+        memory = "bimaxwell"
+        begin = 2
+        precondition = "soap"
+        start = "diagonal"
+        refresh_every = 1
+        norm = "schatten4"
+        eps_rule = "clamp"
+        row_floor = 0.3825
+        radial_brake = 0.5
+        weight_decay = 0.025
+        cautious = true
+        decay_last = true
+        [aux]
+        "*bias" = { bias_correction = false, betas = [0.8, 0.97] }
+        "embed.weight".master = true
+        """,
+    "circuit": """
+        around.pulses = { start = 2, every = 3, stop = 9, strength = 0.3 }
+        around.rre = { params = ["*.weight"], start = 1, stop = 9, every = 4 }
+        readout.phase = { first = 3, second = 5, since = 8 }
+        [matrix]
+        step = "muon"
+        memory = "kmaxwell"
+        averages = 3
+        begin = 2
+        age = 20.0
+        "attn.proj" = { step = "muon" }
+        "attn.v" = { couple = "attn.proj" }
+        """,
+    "isomuon": """
+        around.gradient_noise = { params = ["attn.*.weight", "mlp.*.weight"], micro_batches = 8 }
+        around.outer_nesterov = { every = 3 }
+        [matrix]
+        step = "isomuon"
+        """,
+    "maxent": """
+        around.input_newton = { params = ["attn.*.weight", "mlp.*.weight"], every = 2 }
+        around.mean_gradient = { tokens = 128 }
+        [matrix]
+        step = "muonh"
+        [matrix."attn.q"]
+        memory = "maxent"
+        precondition = "radial_reset"
+        begin = 2
+        reset_begin = 2
+        late = 0.5
+        """,
+}  # fmt: skip
 
 
 class Net(nn.Module):
@@ -72,8 +139,41 @@ def trained(name: str, steps: range, rank: int = 0, world: int = 1, state: dict 
     return copy.deepcopy({"net": net.state_dict(), "optimizers": packed})
 
 
+def recipe_of(name: str) -> Recipe:
+    return parse_recipe(HEAD + RECIPES[name], name, shipped_tracks(), STEPS, arounds=AROUND)
+
+
+def batch_of(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+    """This rank's rows of step's batch."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCABULARY, (2, ROWS, TIME), generator=generator)
+    share = ROWS // world
+    return tuple(tokens[:, rank * share : (rank + 1) * share])  # type: ignore[return-value]
+
+
+def recipe_trained(name: str, world: World, steps: range = range(UPDATES), saved: dict | None = None) -> dict:
+    """Weights, optimizers' states and losses after these updates; `saved` is what earlier ones returned."""
+    recipe, model = recipe_of(name), GPT(VOCABULARY, 2, 32, 16, TIME).double()
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.proj.weight, std=0.1)
+    net, optimizers = distributed(model, world), build_optimizers(model, recipe)
+    if saved:
+        for part, state in zip([model, *optimizers], [saved["model"], *saved["optimizers"]], strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+    micro_batch = 1 if "gradient_noise" in recipe.around else ROWS // world.size
+    for step in steps:
+        set_learning_rates(optimizers, recipe, step)
+        compute_gradients(net, optimizers, batch_of(step, world.rank, world.size), micro_batch, world)
+        apply_update(optimizers)
+    tokens = batch_of(100, 0, 1)
+    with torch.no_grad():
+        losses, _ = read_losses(optimizers, lambda: model(*tokens).item())
+    state: dict[str, Any] = {"model": model.state_dict(), "losses": losses}
+    return copy.deepcopy(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
+
+
 def on_ranks(rank: int, folder: str) -> None:
-    """Trains each method on 4 ranks, then on 2; rank 0 saves the weights."""
+    """Trains each method and recipe on 4 ranks, then on 2; rank 0 saves what came out."""
     torch.set_num_threads(1)
     for world in WORLDS:
         if rank >= world:
@@ -81,26 +181,28 @@ def on_ranks(rank: int, folder: str) -> None:
         store = f"file://{folder}/store{world}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
         weights = {name: trained(name, range(5), rank, world)["net"] for name in METHODS}
+        here = World(rank, world, ALONE.device)
+        recipes = {name: recipe_trained(name, here) for name in RECIPES}
         if rank == 0:
-            torch.save(weights, f"{folder}/{world}.pt")
+            torch.save({"weights": weights, "recipes": recipes}, f"{folder}/{world}.pt")
         dist.barrier()
         dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """weights[world][method] after 5 updates inside Newton-Muon and MuLoCo."""
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """Of each number of ranks: `weights` by method, inside Newton-Muon and MuLoCo, and `recipes`."""
     folder = tmp_path_factory.mktemp("ranks")
     multiprocessing.spawn(on_ranks, (str(folder),), nprocs=4)
-    return {world: torch.load(folder / f"{world}.pt", weights_only=True) for world in WORLDS}
+    return {world: torch.load(Path(folder, f"{world}.pt"), weights_only=True) for world in WORLDS}
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_ranks_reach_the_weights_of_one_process(weights, name, world):
-    alone = trained(name, range(5))["net"]
-    for key, value in weights[world][name].items():
-        torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-8)
+def test_ranks_reach_the_weights_of_one_process(ranks, name, world):
+    expected = trained(name, range(5))["net"]
+    for key, value in ranks[world]["weights"][name].items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -108,3 +210,42 @@ def test_a_checkpoint_goes_on_bit_for_bit(name):
     whole = trained(name, range(7))["net"]
     resumed = trained(name, range(4, 7), state=trained(name, range(4)))["net"]
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict]:
+    """What one process trains of each recipe."""
+    return {name: recipe_trained(name, ALONE) for name in RECIPES}
+
+
+def test_no_mechanism_is_left_out() -> None:
+    recipes = [recipe_of(name) for name in RECIPES]
+    assert {table["kind"] for one in recipes for table in one.surroundings().values()} == set(AROUND)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_train_and_read_out_as_one_process(
+    ranks: dict[int, dict], alone: dict[str, dict], world: int, name: str
+) -> None:
+    found, expected = ranks[world]["recipes"][name], alone[name]
+    for key, value in expected["model"].items():
+        torch.testing.assert_close(found["model"][key], value, rtol=0, atol=1e-8, msg=key)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_checkpoint_goes_on_bit_for_bit(alone: dict[str, dict], name: str) -> None:
+    saved = recipe_trained(name, ALONE, range(KILLED_AT))
+    resumed = recipe_trained(name, ALONE, range(KILLED_AT, UPDATES), saved)
+    assert all(torch.equal(value, resumed["model"][key]) for key, value in alone[name]["model"].items())
+    assert resumed["losses"] == alone[name]["losses"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_checkpoint_of_four_ranks_goes_on_in_one(
+    ranks: dict[int, dict], alone: dict[str, dict], name: str
+) -> None:
+    resumed = recipe_trained(name, ALONE, range(UPDATES, UPDATES + 1), ranks[4]["recipes"][name])
+    went_on = recipe_trained(name, ALONE, range(UPDATES, UPDATES + 1), alone[name])
+    assert resumed["losses"] == pytest.approx(went_on["losses"], rel=1e-9)

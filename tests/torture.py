@@ -10,6 +10,7 @@ Every trial has a number of its own that makes it again: `--trial recipe-0-17`.
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -18,13 +19,16 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,11 +39,12 @@ from data.shards import write_shard
 from optimizers import STEPS
 from records.__main__ import main as records_main
 from records.judge.logs import read_log
+from records.run import flatten
 from tests.log_text import damage, log_text, run_text, shifted
 from tests.made_tracks import write_track
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 60  # that an outcome may take; a run in its own process four times as many
+SECONDS = 60  # that an outcome may take; four times as many on the clock, where other work runs
 STEPS_OF_A_RUN = 16
 RUN = ("--recipe", "muon", "--steps", f"{STEPS_OF_A_RUN}", "--checkpoint-every", "2")
 
@@ -85,7 +90,7 @@ class World:
             shard_tokens=None,
         )  # fmt: skip
         self.write_data(self.data)
-        self.alone: dict[int, list[str]] = {}
+        self.alone: dict[int, tuple[list[str], float]] = {}
 
     def write_data(self, data: Path) -> None:
         tokens = np.arange(24_000) % 251
@@ -96,12 +101,22 @@ class World:
     def options(self, out: Path, data: Path | None = None) -> list[str]:
         return ["--track", str(self.track), "--data", str(data or self.data), "--out", str(out)]
 
-    def digits_alone(self, processes: int) -> list[str]:
+    def made(self) -> Path:
+        """The folder of a run made in this process."""
+        out = self.folder / "made"
+        if not out.exists():
+            expect(not outcome(lambda: train_gpt.main([*RUN, *self.options(out)])), "the run left alone")
+        return out
+
+    def alone_on(self, processes: int) -> tuple[list[str], float]:
+        """The digits of a run left alone on so many processes, and its seconds."""
         if processes not in self.alone:
-            out = self.folder / f"alone-{processes}"
-            told = start(self, [*RUN], out, processes).communicate(timeout=4 * SECONDS)
-            self.alone[processes] = digits(out)
-            expect(len(self.alone[processes]) > 3, f"the run left alone: {told}")
+            self.made()  # what it imports on the way, forked processes have
+            out, began = self.folder / f"alone-{processes}", time.monotonic()
+            ended = Run(self, [*RUN], out, processes).end({})
+            expect(ended.code == 0, f"the run left alone: {ended}")
+            self.alone[processes] = digits(out), time.monotonic() - began
+            expect(len(self.alone[processes][0]) > 3, f"the run left alone: {ended}")
         return self.alone[processes]
 
 
@@ -112,32 +127,108 @@ def digits(out: Path) -> list[str]:
     return re.findall(r"^step:\d+/\d+ val_loss:\S+", logs[0].read_text().split("=" * 100)[-1], re.MULTILINE)
 
 
-def start(
-    world: World, options: list[str], out: Path, processes: int = 1, file_bytes: int | None = None
-) -> subprocess.Popen[str]:
-    """A run of its own: run.sh on `processes`. file_bytes: a disk that has no more for any one file."""
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a run: the exit code (negative: ended by that signal) and what it said on stderr."""
+
+    code: int
+    said: str
+
+
+class Run:
+    """A run in processes of its own, one or two, forked from this one, which has everything imported."""
+
+    def __init__(
+        self, world: World, options: list[str], out: Path, processes: int = 1, file_bytes: int = 0
+    ) -> None:
+        argv = [*options, *world.options(out)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.said, said = os.pipe()
+        settings = {"WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+        self.pids: list[int] = []
+        for rank in range(processes):
+            ranks = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+            if pid := os.fork():
+                self.pids.append(pid)
+            else:
+                os._exit(trained(argv, settings | ranks, said, file_bytes))
+        os.close(said)
+
+    def end(self, wanted: dict[int, int]) -> Ended:
+        """Send each process its signal, wait for all; what a launcher does: when one fails, end the rest."""
+        for pid, number in wanted.items():
+            os.kill(pid, number)
+        codes, deadline = dict[int, int](), time.monotonic() + 4 * SECONDS
+        while len(codes) < len(self.pids):
+            for pid in [pid for pid in self.pids if pid not in codes]:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended and (code := os.waitstatus_to_exitcode(status)) is not None:
+                    codes[pid] = code
+                    for other in [other for other in self.pids if code and other not in codes]:
+                        os.kill(other, signal.SIGTERM)
+            late = time.monotonic() > deadline
+            for pid in [pid for pid in self.pids if late and pid not in codes]:
+                os.kill(pid, signal.SIGKILL)
+            expect(not late, f"no end within {4 * SECONDS} s of {wanted}")
+            time.sleep(0.01)
+        with open(self.said, encoding="utf-8") as file:
+            return Ended(codes[self.pids[0]], file.read())
+
+
+def trained(argv: list[str], settings: dict[str, str], said: int, file_bytes: int) -> int:
+    """In a forked process: the trainer as it would be in one started anew; its exit code.
+
+    file_bytes: a disk that has no more for any one file.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    os.dup2(said, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.environ |= settings
+    if file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    try:
+        train_gpt.main(argv)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else int(bool(stopped.code))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+    return 0
+
+
+def launch(world: World, options: list[str], out: Path, processes: int) -> subprocess.Popen[str]:
+    """A run as a user starts it: run.sh on `processes`, in a process group of its own."""
     settings = {**os.environ, "VENV": "none", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     command = [str(ROOT / "run.sh"), *options, *world.options(out), "--nproc", str(processes)]
-    limit = (
-        (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))) if file_bytes else None
-    )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=settings, text=True, preexec_fn=limit, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(
+        command, env=settings, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raises Fault when the time is over."""
+    """Raises Fault when so many seconds of this process are over, or four times as many on the clock."""
 
     def over(number: int, frame: object) -> None:
         raise Fault(f"no outcome within {seconds} s")
 
-    signal.signal(signal.SIGALRM, over)
-    signal.alarm(seconds)
+    timers = {signal.ITIMER_PROF: seconds, signal.ITIMER_REAL: 4 * seconds}
+    for number, timer in zip((signal.SIGPROF, signal.SIGALRM), timers, strict=True):
+        signal.signal(number, over)
+        signal.setitimer(timer, timers[timer])
     try:
         yield
     finally:
-        signal.alarm(0)
+        for timer in timers:
+            signal.setitimer(timer, 0)
 
 
 def outcome(call: Callable[[], object]) -> str:
@@ -246,9 +337,7 @@ def shard(world: World, chance: random.Random, folder: Path) -> None:
 
 def checkpoint(world: World, chance: random.Random, folder: Path) -> None:
     """A damaged or foreign newest checkpoint, a cut log: the run goes on to its digits, or says why."""
-    made = world.folder / "made"
-    if not made.exists():
-        expect(not outcome(lambda: train_gpt.main([*RUN, *world.options(made)])), "the run to damage")
+    made = world.made()
     shutil.copytree(made, folder / "out")
     files = sorted((folder / "out").glob("*.checkpoints/*.pt"))
     kind, newest = chance.randrange(6), files[-1]
@@ -309,32 +398,69 @@ def text(world: World, chance: random.Random, folder: Path) -> None:
     expect(bool(refused) != (folder / "out").exists(), "shards of a refused text, or none of a good one")
 
 
+def started_anew(folder: Path) -> list[str]:
+    """The options of the next attempt; where there is nothing to go on from, as a user would, anew."""
+    if list(folder.glob("*.checkpoints/*.pt")):
+        return ["--resume"]
+    for left in folder.iterdir():
+        left.unlink() if left.is_file() else shutil.rmtree(left)
+    return [*RUN]
+
+
 def killed(world: World, chance: random.Random, folder: Path) -> None:
-    """Signals at random moments, on one or two processes: the run goes on to the digits of one left alone."""
-    processes = chance.choice([1, 1, 2])
-    expected = world.digits_alone(processes)
-    for attempt in range(12):
-        resumes = bool(list(folder.glob("*.checkpoints/*.pt")))
-        if not resumes:
-            for left in folder.iterdir():  # nothing to go on from: as a user would, from the start
-                left.unlink() if left.is_file() else shutil.rmtree(left)
-        run = start(world, ["--resume"] if resumes else [*RUN], folder, processes)
+    """kill -9, TERM, INT or HUP at random moments of a run on one or two processes, maybe twice, and again
+    while it goes on: it comes to the digits of a run left alone.
+    """
+    processes = chance.choice([1, 2])
+    expected, seconds = world.alone_on(processes)
+    for attempt in range(4):
+        options = started_anew(folder)
+        run = Run(world, options, folder, processes)
+        if attempt == 3:
+            ended = run.end({})
+            expect(ended.code == 0, f"exit {ended.code} when left alone: {ended.said[-800:]}")
+            break
         number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-        if attempt < 3:
-            time.sleep(chance.uniform(0, 12) if attempt else chance.uniform(3, 15))
-            victims = workers_of(run.pid) if number == signal.SIGKILL and processes > 1 else [run.pid]
+        time.sleep(chance.uniform(0, 1.1 * seconds))
+        victims = [chance.choice(run.pids)] if number == signal.SIGKILL else run.pids
+        ended = run.end({pid: number for pid in victims})
+        if ended.code == 0:
+            break
+        told = f"signal {number}, exit {ended.code}: {ended.said[-800:]}"
+        expect(processes > 1 or ended.code in (-number, 128 + number), told)
+        expect(processes > 1 or "Traceback" not in ended.said, told)
+        if ended.code == 128 + number and "stopped by a signal" in ended.said:
+            expect(list(folder.glob("*.checkpoints/*.pt")), f"no checkpoint after {told}")
+    expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}")
+    no_litter(folder)
+
+
+def launched(world: World, chance: random.Random, folder: Path) -> None:
+    """The same to run.sh and what it starts, at any moment from its first line on."""
+    processes = chance.choice([1, 2])
+    expected, _ = world.alone_on(processes)
+    for attempt in range(6):
+        run = launch(world, started_anew(folder), folder, processes)
+        number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        if attempt < 2:
+            time.sleep(chance.uniform(0, 12))
+            victims = workers_of(run.pid) if number == signal.SIGKILL else [run.pid]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(victims or [run.pid]), number)
         try:
-            out, err = run.communicate(timeout=4 * SECONDS)
+            err = run.communicate(timeout=4 * SECONDS)[1]
         except subprocess.TimeoutExpired:
-            run.kill()
+            os.killpg(run.pid, signal.SIGKILL)
             raise Fault(f"no end after signal {number}") from None
-        expect(processes > 1 or "Traceback" not in err, f"signal {number}: {err[-800:]}")
         if run.returncode == 0:
             expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}")
             return no_litter(folder)
-    raise Fault("not at its end in twelve attempts")
+        expect(attempt < 2, f"exit {run.returncode} when left alone: {err[-800:]}")
+        expect(processes > 1 or "Traceback" not in err, f"signal {number}: {err[-800:]}")
+        if "go on with --resume" in err:
+            expect("go on with --resume" in err.splitlines()[-1], f"not the last words: {err[-800:]}")
+            expect(run.returncode == 128 + number, f"exit {run.returncode} of signal {number}")
+    raise Fault("not at its end in six attempts")
 
 
 def workers_of(pid: int) -> list[int]:
@@ -347,23 +473,22 @@ def workers_of(pid: int) -> list[int]:
 
 def full_disk(world: World, chance: random.Random, folder: Path) -> None:
     """No file may grow beyond a random size: one line says so, and with room again the run goes on."""
-    expected = world.digits_alone(1)
-    run = start(
-        world, [*RUN], folder, file_bytes=chance.choice([1, 20_000, 90_000, 105_000, 200_000, 400_000])
-    )
-    err = run.communicate(timeout=4 * SECONDS)[1]
+    expected, _ = world.alone_on(1)
+    room = chance.choice([1, chance.randrange(1, 150_000), chance.randrange(1, 600_000)])
+    ended = Run(world, [*RUN], folder, file_bytes=room).end({})
+    told = f"{room} bytes, exit {ended.code}: {ended.said[-800:]}"
     no_litter(folder)
-    expect("Traceback" not in err, err[-800:])
-    expect(run.returncode == 0 or err.count("error: ") == 1, f"exit {run.returncode}: {err[-800:]}")
-    if list(folder.glob("*.checkpoints/*.pt")):
-        err = start(world, ["--resume"], folder).communicate(timeout=4 * SECONDS)[1]
-        expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}: {err[-500:]}")
+    expect("Traceback" not in ended.said and ended.code in (0, 1, 2), told)
+    expect(ended.code == 0 or ended.said.count("error: ") == 1, told)
+    expect(ended.code != 2 or not list(folder.iterdir()), f"refused, but it left files: {told}")
+    ended = Run(world, started_anew(folder), folder).end({})
+    expect(ended.code == 0, f"exit {ended.code} with room again: {ended.said[-800:]} after {told}")
+    expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}, after {told}")
 
 
 # Share of the time that each kind gets.
 KINDS: dict[Callable[[World, random.Random, Path], None], float] = {
-    recipe: 0.15, change: 0.15, shard: 0.1, checkpoint: 0.1, log: 0.1, text: 0.05, killed: 0.25,
-    full_disk: 0.1,
+    recipe: 0.15, change: 0.15, shard: 0.1, checkpoint: 0.1, log: 0.1, text: 0.1, killed: 0.2, full_disk: 0.1,
 }  # fmt: skip
 
 
@@ -386,25 +511,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Try until the time is over; 1 where a trial failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--trials", type=int, default=sys.maxsize, metavar="N", help="at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default="", help="only these, by name, commas between")
+    parser.add_argument("--kinds", default="", help="only these, commas between; `launched` if named")
     parser.add_argument("--trial", metavar="KIND-SEED-N", help="only this one")
     args = parser.parse_args(arguments)
-    by_name = {kind.__name__: kind for kind in KINDS}
+    by_name = {kind.__name__: kind for kind in (*KINDS, launched)}
     vocabulary = ROOT.parent / "shared" / "tiktoken_cache"
     if vocabulary.is_dir():
         os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(vocabulary))
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    wanted = [name for name in args.kinds.split(",") if name] or list(by_name)
+    wanted = [name for name in args.kinds.split(",") if name] or [kind.__name__ for kind in KINDS]
     spent, tried, failed = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0), 0
-    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+    modules = functools.cache(flatten.read_modules)  # which do not change between two trials
+    with (
+        tempfile.TemporaryDirectory(prefix="torture-") as folder,
+        mock.patch.object(flatten, "read_modules", modules),
+    ):
         world, began = World(Path(folder)), time.monotonic()
         if args.trial:
             print(told := trial(world, by_name[args.trial.split("-")[0]], args.trial))
             return int(bool(told))
-        while time.monotonic() - began < 60 * args.minutes:
-            name = min(wanted, key=lambda name: spent[name] / KINDS[by_name[name]])
+        while time.monotonic() - began < 60 * args.minutes and sum(tried.values()) < args.trials:
+            name = min(wanted, key=lambda name: spent[name] / KINDS.get(by_name[name], 0.1))
             called, at = f"{name}-{args.seed}-{tried[name]}", time.monotonic()
             if told := trial(world, by_name[name], called):
                 failed += 1

@@ -75,9 +75,10 @@ def radial_reset(
     radial: Annotated[Scalar, "[0, inf)", "length of the part along W, in that of the part across"] = 0.044,
     reset_begin: Annotated[int, "[0, inf)", "first update, from 0, that resets it"] = 750,
 ) -> Tensor:  # fmt: skip
-    """u - <u, w> w + radial sign(<u, w>) |u - <u, w> w| w, w = W/|W|: the part along W at its own length.
+    """v + radial sign(<u, w>) |v| w, v = u - <u, w> w, w = W/|W|: the part along W at a length of its own.
 
-    Open pull request 368 of modded-nanogpt (MuonH, 3010 steps), before the polar factor. W = 0: no reset.
+    Open pull request 368 of modded-nanogpt (MuonH, 3010 steps), before the polar factor. W = 0 has no such
+    part.
     """
     w = unit(W, (-2, -1))
     along = inner(u, w)

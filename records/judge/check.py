@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from records.judge.warnings import (
     seeds_missing,
 )
 from records.run.track import Track
+
+VAL_SHARDS = Path(__file__).with_name("val_shards.toml")
+_VAL_SHARD = re.compile(r"shard (\S*_val_\S*): .*digest ([0-9a-f]{16})")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def check_entry(entry: Entry, root: Path = script_rules.ROOT) -> tuple[Rule, ...
     n = f"{summary.n} run{'' if summary.n == 1 else 's'}"
     return (
         _rule("same script", f"one script and one recipe for {n}", one_script(entry)),
-        _rule("script within the rules", _free_changes(entry, root), script_within_rules(entry, track)),
+        _rule("script within the rules", _told_free(entry, root, track), script_within_rules(entry, track)),
         _rule("no decision on validation loss", "none found in the script", no_decisions(entry)),
         _rule("one step for all runs", _told_step(summary), one_step(entry, summary)),
         _rule("significance", _told_significance(summary), significance(summary)),
@@ -116,6 +120,22 @@ def script_within_rules(entry: Entry, track: Track) -> Iterator[str]:
     """Rules 1 and 4: no third-party optimizer; track, data, model and validation as in this checkout."""
     parts, values = partial(changed_parts, versions=read_versions()), partial(changed_track, track=track)
     yield from _each_script(entry, script_rules.foreign_imports, parts, values)
+    known = val_digest(track)
+    for name, digest, log in stated_val_shards(entry):
+        if known and digest != known:
+            yield f"{log.path.name}: validated on {name} of digest {digest}, expected {known}"
+
+
+def val_digest(track: Track) -> str:
+    """The digest of a track's validation shard; empty where it is not known."""
+    return tomllib.loads(VAL_SHARDS.read_text(encoding="utf-8")).get(track.name, "")
+
+
+def stated_val_shards(entry: Entry) -> Iterator[tuple[str, str, Log]]:
+    """Name and digest of the validation shard, of each log that states it."""
+    for log in entry.logs:
+        for found in filter(None, map(_VAL_SHARD.fullmatch, log.facts)):
+            yield found[1], found[2], log
 
 
 def no_decisions(entry: Entry) -> Iterator[str]:
@@ -177,8 +197,13 @@ def _together(complaints: Iterable[tuple[str, Log]]) -> Iterator[str]:
         yield f"{complaint} [{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}]"
 
 
-def _free_changes(entry: Entry, root: Path) -> str:
+def _told_free(entry: Entry, root: Path, track: Track) -> str:
     told = "no third-party optimizer; track, data, model and validation as in this checkout"
+    stated = [log for _, _, log in stated_val_shards(entry)]
+    if stated and not val_digest(track):
+        told += f"; the digest of {track.name}'s validation shard is not known, so not compared"
+    elif lacking := [log for log in entry.logs if log not in stated]:
+        told += f"; {len(lacking)} of {len(entry.logs)} logs do not say which validation shard they used"
     scripts, versions = {script_digest(log): log.script for log in entry.logs if log.script}, read_versions()
     for script in scripts.values():
         tree = script_rules.parse(script)

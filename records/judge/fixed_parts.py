@@ -64,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def current_parts(root: Path = script_rules.ROOT) -> dict[str, str]:
-    """Name -> digest of the fixed parts in the project at `root`."""
-    tree = script_rules.parse(source(root, FIXED, given={*FREE, *VALUES}))
-    assert not isinstance(tree, str), tree
-    return digests(tree)
+    """Name -> digest of the fixed parts in the project at `root`, as a script of it has them."""
+    fixed, whole = (
+        script_rules.parse(source(root, roots, given))
+        for roots, given in ((FIXED, {*FREE, *VALUES}), (["replay", *FIXED], VALUES))
+    )
+    assert not isinstance(fixed, str) and not isinstance(whole, str)
+    of_script = digests(whole)
+    return {name: of_script[name] for name in digests(fixed)}
 
 
 def digests(tree: ast.Module) -> dict[str, str]:

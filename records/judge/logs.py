@@ -318,7 +318,8 @@ class _Reader:
         known = ("val_loss", "raw_val_loss")  # the second: of the trained weights, where a readout is judged
         draft.other_losses |= {name for name in values if name.endswith("loss") and name not in known}
         self.count += 1
-        self.decimals.update([] if decimals is None else [decimals])
+        if decimals is not None:
+            self.decimals[decimals] += 1
         if self.count >= MAX_VALIDATIONS:
             self.complain(f"more than {MAX_VALIDATIONS} validations: read up to line {number} only")
             self.full = True

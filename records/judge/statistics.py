@@ -26,7 +26,7 @@ def threshold(sigma: float = SIGMA) -> float:
     return THRESHOLD * sigma / SIGMA
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepStatistics:
     """The validation losses of all runs at one step. `std` has n - 1 in the denominator, nan for one run.
 

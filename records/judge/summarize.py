@@ -10,6 +10,8 @@ from records.judge.logs import Entry, Run, read_entry
 from records.judge.statistics import Crossing, StepStatistics, Summary, summarize_entry, threshold
 from records.judge.tracks import entry_track
 
+MOST_ROWS = 1000  # of the validations of all runs together
+
 
 def register(subparsers) -> None:
     """Add the subcommand `summarize`."""
@@ -83,7 +85,8 @@ def as_json(summary: Summary) -> dict:
                 }
                 for run, crossing in zip(summary.runs, summary.crossings, strict=True)
             ],
-            "steps": [asdict(at) for at in summary.steps],
+            "validations": len(summary.steps),
+            "steps": [asdict(at) for at in shortened(summary)],
             "warnings": list(summary.warnings),
         }
     )
@@ -100,11 +103,21 @@ def as_text(summary: Summary) -> Iterator[str]:
     if summary.steps:
         yield ""
         head = ["step", "mean", "std", "min", "max", "statistic", "z", "p", ""]
-        yield from table(head, [_step_row(at) for at in summary.steps])
+        shown = shortened(summary)
+        yield from table(head, [_step_row(at) for at in shown])
+        if len(shown) < len(summary.steps):
+            yield f"{len(shown)} of {len(summary.steps)} validations"
     yield ""
     head = ["run", "seed", "steps", "last step", "val_loss", "first at target", "interpolated"]
     yield from table(head, [_run_row(*pair) for pair in zip(summary.runs, summary.crossings, strict=True)])
     yield from _warning_lines(summary.warnings)
+
+
+def shortened(summary: Summary) -> list[StepStatistics]:
+    """The steps to show: all, or of very many MOST_ROWS evenly, the judged one and the last."""
+    every = -(-len(summary.steps) // MOST_ROWS)
+    last = len(summary.steps) - 1
+    return [at for i, at in enumerate(summary.steps) if i % every == 0 or i == last or at is summary.judged]
 
 
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:

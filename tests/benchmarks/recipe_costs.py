@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.recipe_costs [--recipes row_floor,bimaxwell] [--rounds 20] [--table FILE.md]
 
-Steps each recipe of track nano and `muon` in turn, one thread, eager, in the last tenth of the run,
-where all that a recipe switches on is on. Milliseconds are CPU time, which leaves out what the processor gave
-to other work: the mean over the rounds, since some steps do more than others. `update` is the part
-of it that is neither forward nor backward. Bytes are those of all optimizers' states, by parameter.
+Steps each recipe of track nano and the recipe `muon` in turn, one thread, eager, in the last tenth of the
+run, where all that a recipe switches on is on. Milliseconds are CPU time, which leaves out what the processor
+gave to other work: the mean over the rounds, since some steps of a recipe do more than others. `update` is
+the part of it that is neither forward nor backward. Bytes are those of all optimizers' states, by parameter.
 """
 
 import argparse
@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optimizers.benchmark import processor_name
+from optimizers.world import World, device_name
 from records.run.recipe import Recipe, shipped_recipes
 from records.run.track import RECORDS
 from train_gpt import (
-    World,
     apply_update,
     build_optimizers,
     compute_gradients,
@@ -141,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     rows = list(recipe_costs(names, options.rounds))
     if options.table:
-        machine = f"{processor_name()}, 1 thread, eager, torch {torch.__version__}, CPU time"
+        machine = f"{device_name(ALONE.device)}, 1 thread, eager, torch {torch.__version__}, CPU time"
         options.table.write_text(
             "\n".join([f"# What a step of each nano recipe costs\n\n{machine}.\n", *table_lines(rows)]) + "\n"
         )
