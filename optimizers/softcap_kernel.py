@@ -1,16 +1,21 @@
 """The trainer's loss as one Triton kernel for a GPU: softcapped cross entropy and its gradient, row by row.
 
 A row of logits is read twice, from the cache the second time, and overwritten with its gradient: no float32
-copy of the logits exists. Triton is imported where the kernel is made, so a CPU needs none.
+copy of the logits exists. torch for GPUs brings Triton; without it, as on a CPU, nothing is made here.
 """
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+with suppress(ImportError):  # a torch for CPUs has none
+    import triton
+    import triton.language as tl
 
 COLUMNS = 4096  # of a row at a time
 WARPS = 8
@@ -36,11 +41,6 @@ def softcap_kernel() -> Launchable:
 
     With c = 15 / sqrt(z^2 + 15^2), c z lies within 15: a sum of exp(c z - 15) neither over- nor underflows.
     """
-    import triton
-    import triton.language as tl
-
-    globals()["tl"] = tl  # where Triton's interpreter looks
-
     @triton.jit
     def kernel(z, targets, losses, columns, stride, DIFFERENTIATE: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)

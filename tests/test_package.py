@@ -41,6 +41,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
 
 
 def test_it_needs_torch_alone(installed):
+    """And Triton, which a torch for GPUs brings."""
     (metadata,) = installed.glob("*.dist-info/METADATA")
     told = Parser().parsestr(metadata.read_text())
     assert [re.split(r"[<>=~! ]", need)[0] for need in told.get_all("Requires-Dist")] == ["torch"]
@@ -49,7 +50,7 @@ def test_it_needs_torch_alone(installed):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             tops = {name.split(".")[0] for name in names}
-            assert tops <= {"torch", "optimizers", *sys.stdlib_module_names}, file
+            assert tops <= {"torch", "triton", "optimizers", *sys.stdlib_module_names}, file
 
 
 def test_it_says_its_version_and_that_it_is_typed(installed):

@@ -714,7 +714,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint(small_track, t
         (("--set", "matrix.lr=fast"), "lr = 'fast'"),
         (("--set", "matrix.lr"), "expected KEY=VALUE"),
         (("--steps", "0"), "train_steps = 0"),
-        (("--checkpoint-every", "-1"), "--checkpoint-every -1: expected a number of steps above 0"),
+        (("--checkpoint-every", "-1"), "--checkpoint-every: -1: expected a number of steps above 0"),
         (("--seeds", "0-99999999"), "expected at most 1,000"),
         (("--steps", "1000000000"), "at most 999,999,999"),
         (("--set", "name=a/../../escaped"), "expected letters"),

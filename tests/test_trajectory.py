@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SHARED = GOLDEN.parents[2] / "shared" / "golden"
 SCALED = sorted((GOLDEN / "trajectories").glob("*.toml"))
 WITH_THE_SUITE = ("13", "16")
-RECIPES = sorted(RECORDS.glob("*/*.toml"))
+RECIPES = sorted(file for track in RECORDS.glob("*/track.toml") for file in track.parent.glob("*.toml"))
 
 
 def golden(name: str) -> dict:
