@@ -144,7 +144,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for name in self.defaults.keys() - known.keys() - {"step", "flatten"}:
             del self.param_groups[-1][name]  # torch filled in the hyperparameters of another step function
 
-    @torch.compiler.disable  # it compiles what pays: the step function
+    @torch._disable_dynamo  # it compiles what pays, the step function; the public name imports dynamo at once
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; returns what `closure` returns, if one is given."""

@@ -249,9 +249,14 @@ def read_modules(root: Path, start: str = "train_gpt") -> dict[str, Module]:
 
 def read_module(root: Path, name: str) -> Module:
     """Raises ValueError where it imports from this project other than by `from a.b import c`."""
-    file = module_file(root, name)
-    module, checks, end = Module(file.relative_to(root).as_posix()), name.startswith("optimizers"), 0
-    code = file.read_text(encoding="utf-8") + "\n"
+    return taken_apart(root, name, module_file(root, name).read_text(encoding="utf-8") + "\n")
+
+
+@cache
+def taken_apart(root: Path, name: str, code: str) -> Module:
+    """The module of that name with that code."""
+    path = module_file(root, name).relative_to(root).as_posix()
+    module, checks, end = Module(path), name.startswith("optimizers"), 0
     lines, left = code.split("\n"), dict(enumerate(code.split("\n")))
     for node in ast.parse(code).body:
         note_imports(root, module, node)
