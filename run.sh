@@ -173,7 +173,7 @@ case "${1:-}" in
         export OMP_NUM_THREADS=1
         "$PY" -m ruff check .
         "$PY" -m mypy
-        exec "$PY" -m pytest -q -n auto "${@:2}"
+        exec "$PY" -m pytest -q -n auto --dist loadgroup "${@:2}"
         ;;
     records | tune)
         set_up

@@ -42,3 +42,13 @@ def small_track(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     write_shard(tmp_path / "data" / "nano" / "nano_train_000002.bin", tokens[30_000:])
     write_shard(tmp_path / "data" / "nano" / "nano_val_000000.bin", tokens[:4000])
     return tmp_path / "data"
+
+
+# Files whose tests share what is dear to make: all of one go to the same worker.
+TOGETHER = ("test_world_and_resume", "test_matrix_optimizer", "test_submit", "test_check", "test_report")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
