@@ -371,6 +371,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_so(nano_data, tmp_path):
     assert "stopped by a signal; go on with --resume" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow  # in processes of their own; tests/test_world_and_resume.py compares the same quickly
 def test_resume_on_another_number_of_processes(nano_data, tmp_path):
     options = ("--recipe", "normuon", "--steps", "12", "--checkpoint-every", "6")
     alone = train(tmp_path / "alone", *options, data=nano_data)

@@ -71,7 +71,11 @@ def test_other_numbers_are_another_start() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in RECIPES if path.name != "track.toml"],
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.parent.name == "nano" else [])
+        for path in RECIPES
+        if path.name != "track.toml"
+    ],
     ids=lambda path: "/".join(path.relative_to(RECORDS).with_suffix("").parts),
 )
 @settings(max_examples=1, deadline=None)
