@@ -20,7 +20,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import zlib
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -38,6 +37,7 @@ from optimizers.exchange import collective
 from optimizers.softcap_kernel import differs
 from optimizers.world import WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
 from records import RecordError
+from records.baseline import BASELINE, made_model, made_tokens
 from records.run.machine import (
     PEAK_FLOPS,
     choose_micro_batch,
@@ -66,19 +66,6 @@ from train_gpt import (
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden/trajectory_baseline.json"  # losses of the benchmark's own script
-BASELINE = """
-track = "fineweb"
-train_steps = 12
-[matrix]
-step = "muon"
-lr = 0.025
-weight_decay = 0.05
-[aux]
-embed_lr = 0.7
-head_lr = 0.004
-scalar_lr = 0.015
-weight_decay = 0.001
-"""
 # Largest relative differences allowed. Measured on a CPU: in float32 1.2e-4 of a loss, as Adam's first steps
 # follow the signs of tiny gradients; 4e-4 with Muon's products in bfloat16, as they are on a GPU. Without
 # weight decay norms differ by 1e-2, with half of Muon's learning rate losses by 1e-3 and norms by 6e-2.
@@ -326,7 +313,7 @@ def check_exchange(checkup: Checkup) -> Finding:
     return Finding("exchange", found)
 
 
-def made_tokens(track: Track, ranks: World, step: int) -> tuple[Tensor, Tensor]:
+def made_text(track: Track, ranks: World, step: int) -> tuple[Tensor, Tensor]:
     """This rank's inputs and targets [rows, context] of a made text, its low tokens frequent."""
     rows = track.batch_tokens // track.context // ranks.size
     uniform = np.random.default_rng([step, ranks.rank]).random((rows, track.context + 1))
@@ -342,7 +329,7 @@ def train_briefly(checkup: Checkup, recipe: Recipe, steps: int) -> tuple[GPT, li
     optimizers = build_optimizers(model, recipe, None if args.compile else False)
     seconds, losses = [], []
     for step in range(steps):
-        batch = made_tokens(recipe.track, ranks, step)
+        batch = made_text(recipe.track, ranks, step)
         ranks.barrier()
         began = time.perf_counter()
         set_learning_rates(optimizers, recipe, step)
@@ -379,7 +366,7 @@ def check_training(checkup: Checkup, recipe: Recipe) -> Finding:
 def measure_speed(checkup: Checkup, model: GPT, step_seconds: float) -> Speed:
     """The numbers at the end, after the default recipe's steps; one batch is validated for its time."""
     recipe, track, ranks = checkup.recipe, checkup.track, checkup.ranks
-    inputs, targets = (part.split(checkup.args.micro_batch) for part in made_tokens(track, ranks, 0))
+    inputs, targets = (part.split(checkup.args.micro_batch) for part in made_text(track, ranks, 0))
     for part in (inputs[:1], inputs):  # once to warm up
         ranks.barrier()
         began = time.perf_counter()
@@ -406,14 +393,10 @@ def check_baseline(checkup: Checkup) -> Finding:
     """Twelve steps of the published baseline in float32, beside what its own script computed in float64."""
     golden, device = json.loads(GOLDEN.read_text()), checkup.ranks.device
     recipe = parse_recipe(BASELINE, "baseline", shipped_tracks(), STEPS)
-    model = GPT(**{key: golden["model"][key] for key in ("vocab_size", "num_layers", "model_dim")}).to(device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(parameter.shape))
-            parameter.copy_(torch.from_numpy(0.02 * values + name.endswith("gains")))
+    model = made_model(torch.float32).to(device)
 
     def tokens(seed: int, rows: int) -> Tensor:
-        return torch.from_numpy(np.random.default_rng(seed).integers(0, 512, (rows, 64))).to(device)
+        return made_tokens(seed, rows).to(device)
 
     optimizers, losses = build_optimizers(model, recipe, compiled=False), []
     alone = World(0, 1, device)

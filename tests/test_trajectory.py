@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from records.baseline import made_tokens
 from records.run.track import RECORDS
-from tests.trajectory import Replay, made_model, made_tokens, read_scaled, replayed
+from tests.trajectory import Replay, read_scaled, replayed, started
 from train_gpt import (
     GPT,
     World,
@@ -61,7 +62,7 @@ def test_a_scaled_recipe_is_short(path: Path) -> None:
 
 def test_other_numbers_are_another_start() -> None:
     changes = ({}, {"weights_offset": 1}, {"matrix_scale": 6.0})
-    plain, offset, scaled = (made_model(Replay(**said)) for said in changes)
+    plain, offset, scaled = (started(Replay(**said)) for said in changes)
     name = "blocks.1.mlp.fc.weight"
     weights = [dict(model.named_parameters()) for model in (plain, offset, scaled)]
     assert not torch.equal(weights[0][name], weights[1][name])

@@ -13,7 +13,6 @@ replay's data differ from the usual:
 import argparse
 import json
 import tomllib
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from optimizers.around.around import read_losses
+from records.baseline import made_model, made_tokens
 from records.run.recipe import Recipe, toml_lines
 from records.run.track import shipped_tracks
 from train_gpt import (
@@ -37,7 +37,6 @@ from train_gpt import (
     set_learning_rates,
 )
 
-VOCABULARY, ROW = 512, 64
 FINAL_ROWS, FINAL_SEEDS = 2, (5, 6)
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -61,21 +60,14 @@ def read_scaled(path: Path) -> tuple[Recipe, Replay]:
     return parse_recipe(text, path.stem, shipped_tracks(), STEPS, arounds=AROUND), replay
 
 
-def made_model(replay: Replay) -> GPT:
-    """Two layers of width 256; parameter `name` holds 0.02 times the normal numbers of crc32(name)."""
-    model = GPT(vocab_size=VOCABULARY, num_layers=2, model_dim=256).double()
+def started(replay: Replay) -> GPT:
+    """The made model, its hidden matrices scaled."""
+    model = made_model(offset=replay.weights_offset)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            generator = np.random.default_rng(zlib.crc32(name.encode()) + replay.weights_offset)
-            values = generator.standard_normal(tuple(parameter.shape)) * 0.02
-            parameter.copy_(torch.from_numpy(values + name.endswith("gains")))
             if name.startswith("blocks.") and parameter.ndim >= 2:
                 parameter.mul_(replay.matrix_scale)
     return model
-
-
-def made_tokens(seed: int, rows: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, VOCABULARY, (rows, ROW)))
 
 
 def published_probes(seed: Tensor, step: Tensor, draw: int, weight: Tensor) -> Tensor:
@@ -88,7 +80,7 @@ def published_probes(seed: Tensor, step: Tensor, draw: int, weight: Tensor) -> T
 @patch("optimizers.stages.kron.standard_normal", published_probes)
 def replayed(recipe: Recipe, replay: Replay) -> tuple[list[float], float]:
     """The summed loss of each batch before its update, and that of the final tokens, through the readouts."""
-    model, losses = made_model(replay), []
+    model, losses = started(replay), []
     optimizers = build_optimizers(model, recipe)
     for step in range(recipe.train_steps):
         batch = tuple(made_tokens(seed + step, replay.rows) for seed in replay.tokens)
