@@ -17,6 +17,7 @@ from data.shards import (
     fact_differences,
     foreign_shard,
     list_shards,
+    plan_blocks,
     read_shard,
     shard_facts,
     write_shard,
@@ -173,3 +174,23 @@ def test_a_users_own_shard_is_told_from_a_datasets(tmp_path):
     assert foreign_shard(tmp_path, "a", 2, 100) == tmp_path / "b_train_000001.bin"
     write_shard(tmp_path / "a_train_000001.bin", np.zeros(30, int))
     assert foreign_shard(tmp_path, "a", 2, 100) == tmp_path / "a_train_000001.bin"
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    batch=st.integers(1, 20),
+    steps=st.integers(1, 30),
+)
+def test_blocks_follow_the_benchmarks_order(lengths, batch, steps):
+    shard, position, expected = 0, 0, []
+    while len(expected) < steps and shard < len(lengths):
+        if position + batch + 1 >= lengths[shard]:
+            shard, position = shard + 1, 0
+            continue
+        expected.append((shard, position))
+        position += batch
+    if len(expected) < steps:
+        with pytest.raises(ShardError, match=f"hold {len(expected)}"):
+            plan_blocks(lengths, batch, steps)
+    else:
+        assert plan_blocks(lengths, batch, steps) == expected

@@ -5,95 +5,28 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import train_gpt
-from data.shards import ShardError, plan_blocks, write_shard
-from optimizers.groups import PatternError
+from data.shards import ShardError, write_shard
 from records.judge.compare import compare, read_side
 from records.judge.logs import read_entry, read_log
 from records.judge.tracks import entry_track
 from records.run.run_log import RunLog
-from records.run.signals import ENDED, REFUSED
+from records.run.signals import ENDED
 from records.run.track import read_track
 from tests.made_tracks import write_track
-from tests.refusal import refusal_of
-from train_gpt import GPT, STEPS, RunError, World
+from tests.runs import launch, recipe, refusal, run_alone, train, val_losses
+from train_gpt import GPT, RunError, World
 
-ROOT = Path(train_gpt.__file__).parent
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def train(out: Path, *options: str, data: Path) -> Path:
-    """Run the trainer in this process; the log it wrote."""
-    before = set(out.glob("*.txt"))
-    train_gpt.main([*options, "--out", str(out), "--data", str(data)])
-    (log,) = set(out.glob("*.txt")) - before or before
-    return log
-
-
-def launch(out: Path, *options: str, data: Path, processes: int = 1) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train_gpt.py"), *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "--out", str(out), "--data", str(data)], **pipes)
-
-
-def refusal(*options: str, out: Path, data: Path, status: int = REFUSED) -> str:
-    """What the trainer says when it refuses, or ends with that status."""
-    return refusal_of(lambda: train(out, *options, data=data), status)
-
-
-def run_alone(log: Path, data: Path, folder: Path) -> Path:
-    """Run the script at a log's head in an empty folder beside the data of nano; the log it wrote."""
-    (folder / "data").mkdir(parents=True)
-    (folder / "script.py").write_text(log.read_text().split("\n" + "=" * 100)[0] + "\n")
-    (folder / "data" / "nano").symlink_to(data / "nano")
-    environment = {**os.environ, "PYTHONPATH": ""}
-    subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, env=environment, check=True, capture_output=True
-    )
-    (repeated,) = (folder / "logs").glob("*.txt")
-    return repeated
-
-
-def val_losses(log: Path) -> list[list[str]]:
-    """The digits of each run's validation lines."""
-    runs = re.split(r"^seed: \d+\n", log.read_text(), flags=re.MULTILINE)[1:]
-    return [re.findall(r"^step:\d+/\d+ val_loss:[\d.]+", run, re.MULTILINE) for run in runs]
-
-
 # -- data
-
-
-@given(
-    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6),
-    batch=st.integers(1, 20),
-    steps=st.integers(1, 30),
-)
-def test_blocks_follow_the_benchmarks_order(lengths, batch, steps):
-    shard, position, expected = 0, 0, []
-    while len(expected) < steps and shard < len(lengths):
-        if position + batch + 1 >= lengths[shard]:
-            shard, position = shard + 1, 0
-            continue
-        expected.append((shard, position))
-        position += batch
-    if len(expected) < steps:
-        with pytest.raises(ShardError, match=f"hold {len(expected)}"):
-            plan_blocks(lengths, batch, steps)
-    else:
-        assert plan_blocks(lengths, batch, steps) == expected
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -118,61 +51,6 @@ def test_a_token_beyond_the_vocabulary_names_file_and_place(small_track):
     shard = train_gpt.open_data(small_track, recipe(steps=1)).train[0]
     with pytest.raises(ShardError, match=r"nano_train_000001.bin: token 300 at 1,500, expected below 256"):
         train_gpt.read_block(shard, 1024, track, ALONE)
-
-
-# -- schedule and gradients
-
-
-def recipe(text: str = "", steps: int = 100) -> train_gpt.Recipe:
-    head = f'track = "nano"\ntrain_steps = {steps}\n[matrix]\nstep = "muon"\n'
-    return train_gpt.parse_recipe(head + text, "made", train_gpt.shipped_tracks(), STEPS)
-
-
-def rates(made: train_gpt.Recipe, step: int) -> dict[str, float]:
-    optimizers = train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), made)
-    train_gpt.set_learning_rates(optimizers, made, step)
-    return {
-        group["schedule"]: group["lr"] / group["initial_lr"] for o in optimizers for group in o.param_groups
-    }
-
-
-def test_learning_rate_is_constant_then_linear_to_zero():
-    factors = [rates(recipe(), step)["matrix"] for step in (0, 29, 30, 65, 99)]
-    assert factors == pytest.approx([1, 1, 1, 0.5, 1 / 70])
-
-
-def test_cooldowns_warmup_and_power():
-    made = recipe(
-        "[schedule]\ncooldown_frac = 1.0\naux_cooldown_frac = 0.5\ncooldown_power = 2.0\nwarmup_steps = 20"
-    )
-    assert rates(made, 10) == pytest.approx({"aux": 0.5, "matrix": 0.5 * 0.9**2})
-    assert rates(made, 75) == pytest.approx({"aux": 0.25, "matrix": 0.0625})
-
-
-def test_a_schedule_planned_for_a_longer_run_is_cut_off():
-    made = recipe("[schedule]\ncooldown_frac = 0.5\nsteps = 200")
-    assert rates(made, 99)["matrix"] == pytest.approx(1.0)
-    assert rates(recipe("[schedule]\ncooldown_frac = 1.0\nsteps = 125"), 75)["aux"] == pytest.approx(0.4)
-
-
-def test_a_scheduled_hyperparameter_follows_its_points():
-    made = recipe("[schedule.matrix]\nmomentum = [[0, 0.8], [50, 0.9]]")
-    optimizer = train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), made)[1]
-    for step, momentum in ((0, 0.8), (25, 0.85), (90, 0.9)):
-        train_gpt.set_learning_rates([optimizer], made, step)
-        assert optimizer.param_groups[0]["momentum"].item() == pytest.approx(momentum)
-
-
-def test_a_pattern_gives_its_matrices_another_step():
-    made = recipe('[matrix."mlp.*"]\nstep = "nora"\n[matrix."attn.q"]\nlr = 0.5')
-    optimizer = train_gpt.build_optimizers(GPT(256, 2, 64, 32, 128), made)[1]
-    told = [(len(group["params"]), group["lr"], "polar" in group) for group in optimizer.param_groups]
-    assert told == [(4, 0.005, False), (2, 0.5, True), (6, 0.02, True)]
-
-
-def test_a_pattern_without_a_matrix_is_refused():
-    with pytest.raises(PatternError, match="mpl"):
-        train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), recipe('[matrix."mpl.*"]\nlr = 0.1'))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
@@ -272,6 +150,15 @@ def test_world_sizes_train_alike(nano_data, tmp_path, processes):
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
 
 
+def test_the_log_says_which_data_was_used(small_track, tmp_path):
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", data=small_track)
+    told = [fact for fact in read_log(log).facts if fact.startswith("shard ")]
+    assert [re.sub("digest [0-9a-f]{16}$", "", fact) for fact in told] == [
+        "shard nano_train_000001.bin: 30,000 tokens, ",  # ten steps do not reach the second shard
+        "shard nano_val_000000.bin: 4,000 tokens, ",
+    ]
+
+
 # -- a track of one's own
 
 
@@ -328,289 +215,6 @@ def test_what_keeps_a_track_from_running_is_told(small_track, own_track, tmp_pat
     write_track(own_track, **{**dataclasses.asdict(read_track(own_track)), **changes})
     assert told in refusal("--track", str(own_track), *options, out=tmp_path / "logs", data=small_track)
     assert not list(tmp_path.glob("logs/*"))
-
-
-def test_rows_that_the_processes_do_not_divide(own_track):
-    track = dataclasses.replace(read_track(own_track), batch_tokens=3 * 64)
-    with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
-        train_gpt.choose_micro_batch(track, 2, None, False, train_gpt.LOSS_ROWS, None)
-
-
-# -- checkpoints
-
-
-def wait_for(out: Path, pattern: str, run: subprocess.Popen) -> None:
-    deadline = time.time() + 120
-    while not list(out.glob(pattern)):
-        assert run.poll() is None and time.time() < deadline, run.communicate()
-        time.sleep(0.05)
-
-
-def test_kill_and_resume_give_the_digits_of_the_run_left_alone(nano_data, tmp_path):
-    options = ("--recipe", "aurora_contra_floor", "--steps", "24", "--checkpoint-every", "5")
-    options += ("--set", "lookahead.start=3", "--set", "schedule.steps=30")
-    alone = train(tmp_path / "alone", *options, data=nano_data)
-    killed = launch(tmp_path / "killed", *options, data=nano_data)
-    wait_for(tmp_path / "killed", "*.checkpoints/*step000010.pt", killed)
-    killed.kill()
-    killed.communicate()
-    log = train(tmp_path / "killed", "--resume", data=nano_data)
-    assert val_losses(log) == val_losses(alone)
-    assert len(list(log.parent.glob("*.txt"))) == 1
-    assert len(list(log.with_suffix(".checkpoints").glob("*.pt"))) == 2
-
-
-def test_a_signal_leaves_a_checkpoint_and_says_so(nano_data, tmp_path):
-    run = launch(
-        tmp_path / "logs", "--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", data=nano_data
-    )
-    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
-    run.send_signal(signal.SIGTERM)
-    told, errors = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGTERM
-    assert "stopped by a signal; go on with --resume" in errors and "Traceback" not in errors
-
-
-@pytest.mark.slow  # in processes of their own; tests/test_world_and_resume.py compares the same quickly
-def test_resume_on_another_number_of_processes(nano_data, tmp_path):
-    options = ("--recipe", "normuon", "--steps", "12", "--checkpoint-every", "6")
-    alone = train(tmp_path / "alone", *options, data=nano_data)
-    checkpoint = sorted(alone.with_suffix(".checkpoints").glob("*.pt"))[0]
-    checkpoint.with_name("run000_step000012.pt").unlink()
-    run = launch(tmp_path / "alone", "--resume", "--checkpoint-every", "6", data=nano_data, processes=2)
-    told, errors = run.communicate(timeout=120)
-    assert run.returncode == 0, errors
-    final = float(re.findall(r"step:12/12 val_loss:([\d.]+)", told)[0])
-    assert final == pytest.approx(read_log(alone).runs[0].validations[-1].val_loss, abs=2e-4)
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(small_track, tmp_path, capsys):
-    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
-    log = train(tmp_path / "logs", *options, data=small_track)
-    before, newest = sorted(log.with_suffix(".checkpoints").glob("*.pt"))
-    newest.write_bytes(newest.read_bytes()[:1000])
-    log_text = log.read_text()
-    train(tmp_path / "logs", "--resume", data=small_track)
-    assert f"cannot read {newest}" in capsys.readouterr().err
-    assert val_losses(log) == [re.findall(r"^step:\d+/\d+ val_loss:[\d.]+", log_text, re.M)]
-
-
-def test_resume_against_another_recipe_shows_the_difference(small_track, tmp_path):
-    out, options = tmp_path / "logs", ("--recipe", "muon", "--steps", "8", "--checkpoint-every", "4")
-    train(out, *options, data=small_track)
-    told = refusal(*options, "--resume", "--set", "matrix.lr=0.5", out=out, data=small_track)
-    assert "- lr = 0.02" in told and "+ lr = 0.5" in told
-
-
-def test_resume_without_a_checkpoint(small_track, tmp_path):
-    assert "--checkpoint-every" in refusal("--resume", out=tmp_path / "logs", data=small_track)
-
-
-# -- around the update
-
-SURROUNDED = """
-track = "nano"
-train_steps = 20
-lookahead = { strength = 0.3, start = 2, stop = 14, scaled_by = "embed_before" }
-around.head_kfac = { params = ["proj.weight"], start = 3, apply = 5, stop = 18, every = 2 }
-around.beyond = { kind = "extrapolated_gradient", average = "tail", strength = [[10, 0.0], [12, 0.4]] }
-around.rre = { params = ["mlp.*.weight"], start = 5, stop = 20, every = 3, keep = 3 }
-around.trail = { kind = "pulses", but = ["embed.weight"], start = 4, every = 5, stop = 14, strength = -0.1 }
-readout.velocity = { params = ["attn.*.weight"], start = 6 }
-readout.phase = { params = ["mlp.*.weight"], first = 6, second = 9, since = 15 }
-init = { law = "uniform", bias = "uniform", gain_signs = 0.125, "mlp.fc".slope = 0.3 }
-
-[matrix]
-step = "muon"
-
-[aux]
-"*.gains".bias_correction = false
-"embed.weight" = { master = true, betas = [0.8, 0.99] }
-
-[readout.tail]
-kind = "average"
-start = 8
-tau = 3.0
-"*bias".blend = 1.0
-"embed.weight".blend = 0.0
-"""
-
-
-@pytest.fixture
-def surrounded(tmp_path) -> Path:
-    """A recipe with all that may stand around an update."""
-    (tmp_path / "surrounded.toml").write_text(SURROUNDED)
-    return tmp_path / "surrounded.toml"
-
-
-def validation_columns(log: Path) -> list[list[str]]:
-    """What every validation line says but times."""
-    lines = [line.split() for line in log.read_text().splitlines() if re.match(r"step:\d+/\d+ ", line)]
-    return [[word for word in line if not word.startswith(("train_time", "step_avg"))] for line in lines]
-
-
-def test_what_surrounds_an_update_goes_on_from_a_checkpoint(small_track, tmp_path, surrounded):
-    log = train(tmp_path / "logs", "--recipe", str(surrounded), "--checkpoint-every", "7", data=small_track)
-    whole = validation_columns(log)
-    last = sorted(log.with_suffix(".checkpoints").glob("*.pt"))[-1]
-    assert last.name == "run000_step000014.pt"
-    train(tmp_path / "logs", "--resume", data=small_track)
-    assert validation_columns(log) == whole
-
-
-def test_the_log_tells_the_readout_and_the_trained_weights_loss(small_track, tmp_path, surrounded):
-    options = ("--recipe", str(surrounded), "--readouts")
-    log = train(tmp_path / "logs", *options, data=small_track)
-    columns = [dict(word.split(":") for word in line) for line in validation_columns(log)]
-    told = {int(line["step"].split("/")[0]): line for line in columns}
-    assert set(told[0]) == {"step", "val_loss"}
-    assert told[10]["readout"] == "velocity+tail" and told[20]["readout"] == "velocity+phase+tail"
-    assert {"raw_val_loss", "tail_val_loss", "phase_val_loss"} <= set(told[20])
-    assert told[20]["val_loss"] != told[20]["raw_val_loss"]
-    run = read_log(log).runs[0]
-    assert run.validations[-1].val_loss == float(told[20]["val_loss"]) and not run.problems
-
-
-def test_readouts_do_not_touch_the_training(small_track, tmp_path, surrounded):
-    recipe = train_gpt.load_recipe(surrounded)
-    without = dataclasses.replace(recipe, readout={"tail": recipe.readout["tail"]})
-    weights = []
-    for made in (recipe, without):
-        model = GPT(256, 2, 64, 32, 128)
-        optimizers = train_gpt.build_optimizers(model, made)
-        for step in range(16):
-            batch = tuple(torch.arange(8 * 16).view(8, 16) % 251 + shift + step for shift in (0, 1))
-            train_gpt.set_learning_rates(optimizers, made, step)
-            train_gpt.compute_gradients(model, optimizers, batch, 8, ALONE)
-            train_gpt.apply_update(optimizers)
-        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    assert torch.equal(*weights)
-
-
-def test_the_look_ahead_may_follow_the_embeddings_rate_of_the_step_before():
-    text = (
-        "[schedule]\ncooldown_frac = 1.0\naux_cooldown_frac = 0.5\n[lookahead]\nstrength = 0.4\nstart = 2\n"
-    )
-    made = recipe(text + 'scaled_by = "embed_before"')
-    optimizers = train_gpt.build_optimizers(GPT(256, 1, 64, 32, 128), made)
-    strengths = {}
-    for step in (1, 2, 51, 76):
-        train_gpt.set_learning_rates(optimizers, made, step)
-        strengths[step] = optimizers[-1].param_groups[0]["lr"]
-    assert strengths == pytest.approx({1: 0, 2: 0.4, 51: 0.4, 76: 0.2})
-
-
-@pytest.mark.parametrize("micro_batch", [8, 2])
-def test_kfac_sees_what_the_head_reads(micro_batch):
-    table = 'params = ["proj.weight"]\nstart = 0\napply = 9\nstop = 99\nrow_step = 4'
-    made = train_gpt.load_recipe("muon", [f"around.head_kfac.{line}" for line in table.splitlines()])
-    model, read = GPT(256, 2, 64, 32, 128), []
-    optimizers = train_gpt.build_optimizers(model, made)
-    model.norm2.register_forward_hook(lambda module, inputs, output: read.append(output.detach()))
-    batch = tuple(torch.arange(8 * 16).view(8, 16) % 251 + shift for shift in (0, 1))
-    train_gpt.set_learning_rates(optimizers, made, 0)
-    train_gpt.compute_gradients(model, optimizers, batch, micro_batch, ALONE)
-    train_gpt.apply_update(optimizers)
-    X = torch.cat(read).flatten(0, 1)[::4]
-    torch.testing.assert_close(optimizers[-1].state[model.proj.weight]["fast"], X.mT @ X / len(X))
-
-
-def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_path, surrounded):
-    recipe = train_gpt.load_recipe(surrounded)
-    model = GPT(256, 2, 64, 32, 128)
-    optimizers = train_gpt.build_optimizers(model, recipe)
-    batch = tuple(torch.arange(8 * 16).view(8, 16) % 251 + shift for shift in (0, 1))
-    for step in range(13):
-        train_gpt.set_learning_rates(optimizers, recipe, step)
-        before = [p.detach().clone() for p in model.parameters()]
-        train_gpt.compute_gradients(model, optimizers, batch, 8, ALONE)
-        moved = any(not torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
-        assert moved == (step >= 2)  # ahead, then beyond the average
-        if step == 12:
-            for around in reversed(train_gpt.arounds_in(optimizers)):
-                around.abandon()
-            assert all(torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
-        else:
-            train_gpt.apply_update(optimizers)
-
-
-def test_the_log_says_which_data_was_used(small_track, tmp_path):
-    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", data=small_track)
-    told = [fact for fact in read_log(log).facts if fact.startswith("shard ")]
-    assert [re.sub("digest [0-9a-f]{16}$", "", fact) for fact in told] == [
-        "shard nano_train_000001.bin: 30,000 tokens, ",  # ten steps do not reach the second shard
-        "shard nano_val_000000.bin: 4,000 tokens, ",
-    ]
-
-
-def test_resume_on_other_data_shows_the_difference(small_track, tmp_path):
-    train(tmp_path / "logs", "--recipe", "muon", "--steps", "8", "--checkpoint-every", "4", data=small_track)
-    write_shard(small_track / "nano" / "nano_val_000000.bin", np.arange(4000) % 250)
-    told = refusal("--resume", out=tmp_path / "logs", data=small_track)
-    assert "other data" in told and "- shard nano_val_000000.bin" in told and "+ shard nano_val" in told
-    assert "nano_train" not in told
-
-
-@pytest.mark.parametrize("ending", ["", ".txt", ".checkpoints"])
-def test_resume_takes_the_name_of_a_log(small_track, tmp_path, ending):
-    options = ("--recipe", "muon", "--steps", "10", "--checkpoint-every", "4")
-    logs = [train(tmp_path / "logs", *options, "--seeds", seed, data=small_track) for seed in "12"]
-    before = [log.read_text() for log in logs]
-    train_gpt.main(
-        ["--out", str(tmp_path / "logs"), "--data", str(small_track), "--resume", logs[0].stem + ending]
-    )
-    assert [log.read_text() for log in logs] == [f"{before[0]}resumed at step 8, world_size: 1\n", before[1]]
-
-
-def test_options_beside_resume_are_compared_with_the_runs_own_recipe(small_track, tmp_path):
-    train(tmp_path / "logs", "--recipe", "nora", "--steps", "8", "--checkpoint-every", "4", data=small_track)
-    told = refusal("--resume", "--set", "matrix.lr=0.5", out=tmp_path / "logs", data=small_track)
-    assert "+ lr = 0.5" in told and "muon" not in told and told.count("; ") == 1
-
-
-@pytest.mark.parametrize("found", [{"a": 1}, [1, 2], {"run": 0, "step": "four"}])
-def test_a_foreign_checkpoint_is_named_and_passed_over(small_track, tmp_path, capsys, found):
-    foreign = tmp_path / "logs" / "other.checkpoints" / "run000_step000004.pt"
-    foreign.parent.mkdir(parents=True)
-    torch.save(found, foreign)
-    assert "no good" in refusal("--resume", out=tmp_path / "logs", data=small_track)
-    assert f"cannot read {foreign}" in capsys.readouterr().err
-
-
-def test_a_run_that_lives_is_not_resumed(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2")
-    run = launch(tmp_path / "logs", *options, data=nano_data)
-    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
-    told = refusal("--resume", out=tmp_path / "logs", data=nano_data)
-    run.kill()
-    run.communicate()
-    assert f"is being written by process {run.pid} on " in told
-
-
-def test_the_first_signal_answers_and_the_second_ends_the_run(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", "--micro-batch", "1")
-    run = launch(tmp_path / "logs", *options, data=nano_data)
-    wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
-    run.send_signal(signal.SIGINT)
-    assert run.stderr.readline() == "stopping after this step; again to stop now\n"
-    run.send_signal(signal.SIGINT)
-    told, errors = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGINT and "Traceback" not in errors
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_a_terminal_that_goes_leaves_a_checkpoint(nano_data, tmp_path):
-    """SIGHUP, and nobody reads what is printed."""
-    run = launch(tmp_path / "logs", "--recipe", "muon", "--steps", "400", data=nano_data)
-    wait_for(tmp_path / "logs", "*.txt", run)
-    run.stdout.close()
-    run.stderr.close()
-    while "step:25/" not in next((tmp_path / "logs").glob("*.txt")).read_text():  # printing did not end it
-        assert run.poll() is None
-        time.sleep(0.05)
-    run.send_signal(signal.SIGHUP)
-    assert run.wait(timeout=60) == 128 + signal.SIGHUP
-    assert list((tmp_path / "logs").glob("*.checkpoints/*.pt"))
 
 
 # -- when things go wrong

@@ -19,7 +19,7 @@ import train_gpt
 from optimizers import world
 from optimizers.world import World, WorldError
 from records.judge.logs import read_log
-from records.run import machine
+from records.run import RunError, machine
 from records.run.track import shipped_tracks
 from tests.refusal import refusal_of
 from train_gpt import GPT
@@ -196,6 +196,12 @@ def test_what_backward_keeps_is_what_the_formula_reckons_with(compiled, block):
     track = dataclasses.replace(FINEWEB, num_layers=2, model_dim=128)
     token = machine.memory_needed(track, compiled, train_gpt.LOSS_ROWS)[1]
     assert 0.75 * 512 * token < two <= 512 * token
+
+
+def test_rows_that_the_processes_do_not_divide():
+    track = dataclasses.replace(shipped_tracks()["nano"], context=64, batch_tokens=3 * 64)
+    with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
+        machine.choose_micro_batch(track, 2, None, False, train_gpt.LOSS_ROWS, None)
 
 
 # -- several processes
