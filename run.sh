@@ -29,6 +29,8 @@ embedded corpus (track nano), about a minute on one core. Missing packages and d
   --resume [RUN]            go on from the newest checkpoint in the log folder, or of the log RUN
   --data DIR  --out DIR     folders of the data (data/) and of the logs (logs/)
   --profile                 trace ten steps, beside the log, and say where their time went
+  --instruments [EVERY]     measure what updates do to every matrix, beside the log (every 25 steps)
+  --readouts                validate through each readout of the recipe alone too
   --tensorboard DIR         write scalars there too
 
 Environment: VENV=DIR (default .venv) or VENV=none for the Python that is there; PYTHON (default python3) makes

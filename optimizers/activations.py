@@ -14,23 +14,25 @@ class InputCovariance:
     layer: its `weight` is [outputs, blocks * d]; the inputs are cut into `blocks` runs of d neighbours, each
         with a matrix of its own.
     every: of the rows of a forward pass (batch and time flattened) the first counts, and every so many on.
-    fed_by: the module whose output the inputs are, where the layer is not called as a module.
+    Where the layer is not called as a module: fed_by, the module whose output the inputs are, or within, the
+        module that is called with them.
     Adds up in the weight's precision. A forward pass that nobody asked for costs one look at a flag, and one
     more graph where the layer is compiled; make this before the first pass, because compiled layers see no
     hook that comes later.
     """
 
     def __init__(
-        self, layer: nn.Module, blocks: int = 1, every: int = 1, fed_by: nn.Module | None = None
-    ) -> None:
+        self, layer: nn.Module, blocks: int = 1, every: int = 1,
+        fed_by: nn.Module | None = None, within: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         weight = layer.weight
         assert isinstance(weight, Tensor)
         d = weight.shape[1] // blocks
-        self.every, self.collecting = every, False
+        self.every, self.collecting, self.heard = every, False, False
         self.total = weight.new_zeros((blocks, d, d), requires_grad=False)
         self.rows = weight.new_zeros((), requires_grad=False)
         if fed_by is None:
-            layer.register_forward_pre_hook(self.add)
+            (within or layer).register_forward_pre_hook(self.add)
         else:
             fed_by.register_forward_hook(lambda module, inputs, output: self.add(layer, (output,)))
 
@@ -52,9 +54,18 @@ class InputCovariance:
         self.collecting = True
 
     def mean(self) -> Tensor:
-        """The mean [blocks, d, d] since `start`, over all ranks (a collective). Adding ends."""
+        """The mean [blocks, d, d] since `start`, over all ranks (a collective). Adding ends.
+
+        Raises RuntimeError, the first time, where nothing was heard: the layer is not called as a module.
+        """
         self.collecting = False
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.total)
             dist.all_reduce(self.rows)
+        if not self.heard and not self.rows.item():  # the one wait for the device
+            raise RuntimeError(
+                "expected a layer that is called as a module, heard none of its inputs; name the module that"
+                " is called for it (input_newton's joint, head_kfac's fed_by)"
+            )
+        self.heard = True
         return self.total / self.rows.clamp(min=1)

@@ -1,6 +1,7 @@
 """A step function on whole parameters that every rank holds: the embedding's and the head's, for AdamW."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class OwnStep(OwnPrecision):
         )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         known = self.function.row.hyperparameters
         for group in self.param_groups:

@@ -57,3 +57,22 @@ def test_a_compiled_layer_adds_the_same() -> None:
         forward(x)
         means.append(covariance.mean())
     torch.testing.assert_close(*means)
+
+
+def test_a_layer_that_is_never_called_is_told() -> None:
+    layer, x = layer_and_inputs()
+    covariance = InputCovariance(layer)
+    covariance.start()
+    nn.functional.linear(x, layer.weight)
+    with pytest.raises(RuntimeError, match="called as a module"):
+        covariance.mean()
+
+
+def test_the_module_around_a_layer_may_be_called_in_its_place() -> None:
+    layer, x = layer_and_inputs()
+    around = nn.Sequential(layer)
+    covariance = InputCovariance(layer, within=around)
+    covariance.start()
+    around(x)
+    rows = x.flatten(0, 1)
+    torch.testing.assert_close(covariance.mean()[0], rows.mT @ rows / 12)

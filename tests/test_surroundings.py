@@ -137,3 +137,28 @@ def test_a_diverging_step_leaves_the_weights_where_they_were(small_track, tmp_pa
             assert all(torch.equal(p, own) for p, own in zip(model.parameters(), before, strict=True))
         else:
             train_gpt.apply_update(optimizers)
+
+
+@pytest.mark.parametrize("layer", ["attn.q", "attn.v", "attn.proj", "mlp.fc"])
+def test_newton_sees_what_each_layer_reads(layer):
+    """Also q, k and v, which are one product: against what a hook on the norm, or on the layer, has seen."""
+    table = ("every=1", 'params=["attn.*.weight", "mlp.*.weight"]')
+    made = train_gpt.load_recipe("muon", [f"around.input_newton.{line}" for line in table])
+    model = GPT(256, 1, 64, 32, 128).double()
+    newton = train_gpt.build_optimizers(model, made)[-1]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    seen = []
+    if layer in ("attn.q", "attn.v"):
+        model.blocks[0].norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    else:
+        module = model.blocks[0].get_submodule(layer)
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = (torch.arange(8 * 16).view(8, 16) % 256,) * 2
+    train_gpt.set_learning_rates([newton], made, 0)
+    train_gpt.compute_gradients(model, [newton], batch, 4, ALONE)
+    newton.after_gradient()
+    x = torch.cat(seen).flatten(0, -2)
+    expected = 0.95 * 0.001 * torch.eye(64) + 0.05 * x.mT @ x / len(x)
+    weight = model.get_parameter(f"blocks.0.{layer}.weight")
+    torch.testing.assert_close(newton.state[weight]["covariance"][0], expected.detach())

@@ -1,5 +1,6 @@
 """Gradients changed before the optimizers see them: of the mean over tokens, and Newton-Muon's."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 import torch
@@ -46,18 +47,22 @@ class InputNewton(Around):
         self, params: list, *, every: Annotated[int, "[1, inf)", "updates from one K to the next"] = 64,
         weight: Annotated[float, "(0, 1]", "what a new covariance weighs in the average"] = 0.05,
         ridge: Annotated[float, "[0, inf)", "added to eigenvalues, in their mean"] = 0.2,
+        joint: Annotated[str, "", "layers whose module is called in their place, a pattern"] = "*.[qkv]",
     ) -> None:  # fmt: skip
-        super().__init__(params, {"every": every, "weight": weight, "ridge": ridge})
+        super().__init__(params, {"every": every, "weight": weight, "ridge": ridge, "joint": joint})
         self.inputs: dict[Tensor, InputCovariance] = {}
 
     def attach(self, model: nn.Module, others: dict[str, torch.optim.Optimizer]) -> None:
         """Listens to the layers. Raises ValueError for a parameter that is no linear layer's weight."""
-        layers = {getattr(module, "weight", None): module for module in model.modules()}
-        for _, p in self.pairs():
+        layers = {getattr(module, "weight", None): name for name, module in model.named_modules()}
+        for group, p in self.pairs():
             if p.ndim != 2 or p not in layers:
                 found = f"input_newton over a parameter of shape {tuple(p.shape)}"
                 raise ValueError(f"{found}; expected weights of linear layers: params = ['mlp.*.weight']")
-            self.inputs[p] = InputCovariance(layers[p], blocks=max(1, p.shape[1] // p.shape[0]))
+            name, blocks = layers[p], max(1, p.shape[1] // p.shape[0])
+            called = name.rpartition(".")[0] if fnmatchcase(name, group["joint"]) else name
+            within = model.get_submodule(called)
+            self.inputs[p] = InputCovariance(model.get_submodule(name), blocks, within=within)
 
     def before_gradient(self) -> None:
         """Begins to listen, where a new K is due."""
