@@ -1,6 +1,6 @@
 """AdamW of what is no hidden matrix, where torch.optim.AdamW has no option for it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class AuxAdamW(OwnPrecision):
         super().__init__(params, options | {"bias_correction": bias_correction, "master": master})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             group["t"] += 1

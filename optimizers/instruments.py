@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -214,12 +215,12 @@ def copy_of(
     def measure_now() -> dict[str, Measurement]:
         if not here:
             return {}
-        present = [gradients[i] for i in here]
+        present = [gradient for gradient in gradients if gradient is not None]
         momenta = []
         for started, places in itertools.groupby(range(len(here)), key=lambda i: bool(held[i])):
             part = list(places)
             state = {key: torch.stack([held[i][key] for i in part]) for key in held[part[0]]}
-            G = torch.stack([present[i] for i in part])  # type: ignore[misc]
+            G = torch.stack([present[i] for i in part])
             W = torch.stack([before[i] for i in part])
             told = {key: value[[here[i] for i in part]] for key, value in stack.state.items()}
             momenta.append(momentum_of(row, group, W, G, state if started else {}, told))
@@ -249,11 +250,11 @@ def momentum_of(
         return memory.function(*[given[name] for name in memory.takes], **values)
 
 
-def plain_decay(row: Row, group: Mapping[str, object]) -> float:
+def plain_decay(row: Row, group: Mapping[str, Any]) -> float:
     """The weight decay, where it shrinks the whole weight before the step; else 0: it is part of the step."""
     land = row.stage("land")
     plain = land is not None and land.name == "decay" and not (group["cautious"] or group["decay_last"])
-    return float(group["weight_decay"]) if plain else 0.0  # type: ignore[arg-type]
+    return float(group["weight_decay"]) if plain else 0.0
 
 
 def shape_scale(row: Row, weights: list[Tensor]) -> float | None:

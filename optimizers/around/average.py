@@ -1,6 +1,7 @@
 """Averages of the weights' tail: as a readout, and as the point that a gradient is taken away from."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class TailAverage(Around):
         self.masters, self.lookahead = others.get("adam"), others.get("lookahead")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Starts or moves the average."""
         for group, p in self.pairs():
             held = self.masters.state.get(p, {}) if self.masters else {}

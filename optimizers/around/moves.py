@@ -1,6 +1,7 @@
 """Moves of the weights between updates, along or against where they came from."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Pulses(Around):
         super().__init__(params, {"start": start, "every": every, "stop": stop, "strength": strength})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Remembers the origin, or moves the weights."""
         for group, p in self.pairs():
             state, since = self.state[p], self.updates - group["start"]
@@ -63,7 +64,7 @@ class RREMove(Around):
         super().__init__(params, options | {"limit": limit})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Keeps the iterate; extrapolates where it is time."""
         options = self.param_groups[0]
         if not options["start"] <= self.updates <= options["stop"]:

@@ -1,6 +1,7 @@
 """MuLoCo's outer step: Nesterov's momentum on the way of many updates."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class OuterNesterov(Around):
             self.state[p] = {"snapshot": p.clone(), "velocity": torch.zeros_like(p)}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """The outer step, where it is time."""
         for group, p in self.pairs():
             if self.updates % group["every"] == 0:

@@ -1,6 +1,7 @@
 """Readouts that look at how the weights have moved."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class VelocityReadout(Around):
         super().__init__(params, options)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Averages the move of this update."""
         for group, p in self.pairs():
             if self.updates == group["start"]:
@@ -65,7 +66,7 @@ class PhaseReadout(Around):
         super().__init__(params, {"since": since, "first": first, "second": second, "strength": strength})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Keeps the weights of the two updates."""
         for group, p in self.pairs():
             for name in ("first", "second"):

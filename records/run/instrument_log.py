@@ -8,6 +8,7 @@ not fit over the whole run have none. A resumed run repeats lines; the last coun
 import json
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,3 +100,18 @@ def read_neurons(log: Path) -> dict[tuple[int, str, str], dict[int, np.ndarray]]
             seed, step, name, what = key.split("/")
             found.setdefault((int(seed), name, what), {})[int(step)] = arrays[key]
     return {key: dict(sorted(by_step.items())) for key, by_step in sorted(found.items())}
+
+
+class Unobserved:
+    """What surrounds updates and validations that nobody measures: nothing."""
+
+    def updating(self, step: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def validating(self, step: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def unobserved(*of_run: object) -> Unobserved:
+    """Of a run without --instruments; see records.observe."""
+    return Unobserved()

@@ -2,23 +2,9 @@
 
 import argparse
 from argparse import BooleanOptionalAction
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-
-class Unobserved:
-    """What surrounds updates and validations that nobody measures: nothing."""
-
-    def updating(self, step: int) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def validating(self, step: int) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-def unobserved(*of_run: object) -> Unobserved:
-    """Of a run without --instruments; see records.observe."""
-    return Unobserved()
+from records.run.instrument_log import unobserved
 
 
 def steps(text: str) -> int:
