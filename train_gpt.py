@@ -42,14 +42,12 @@ from optimizers.explain import explained
 from optimizers.groups import PatternError, adamw_groups, around_of, learning_rates, matrix_groups
 from optimizers.own_step import own_steps
 from optimizers.softcap_kernel import fast_softcapped
-from optimizers.stage import named_step
 from optimizers.starting_point import start_parameters
 from optimizers.step_profile import ProfileError, marks, unmarked
 from optimizers.world import World, WorldError, device_name, distributed, gone_process, has_gpu, join_world
 from records import RecordError
 from records.observe import observing
 from records.run import RunEnded, RunError
-from records.run.flatten import flatten, literal
 from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles
 from records.run.options import add_run_options, parse_arguments
 from records.run.recipe import (
@@ -66,6 +64,7 @@ from records.run.run_log import Clock, Progress, RunLog, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
 from records.run.signals import ENDED, REFUSED, catch_signals, leave, say
 from records.run.track import Track, read_track, shipped_tracks
+from records.script import script_of
 
 ROOT = Path(__file__).resolve().parent
 USER_ERRORS = (RecordError, ShardError, WorldError, PatternError, ProfileError)
@@ -365,7 +364,8 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
 
 # What a checkpoint holds: `model` and `optimizers` are their state_dict()s, `curve` the validations so far.
 CHECKPOINT = {"run": int, "step": int, "seconds": float, "curve": list, "track": dict, "recipe": str,
-              "seeds": str, "data": dict, "model": dict, "optimizers": list}  # fmt: skip
+              "seeds": str, "data": dict, "asked": dict, "model": dict, "optimizers": list}  # fmt: skip
+ASKED = ("checkpoint_every", "compile", "micro_batch", "validate_ends", "readouts")  # options in `asked`
 
 
 def save_checkpoint(folder: Path, state: dict) -> Path:
@@ -404,10 +404,15 @@ def newest_checkpoint(out: Path, run: Path) -> dict:
 
 
 def read_checkpoint(args: argparse.Namespace, world: World) -> dict:
-    """The newest checkpoint, if the run is resumed; only the first process needs to have it."""
+    """The newest checkpoint, if the run is resumed; only the first process needs to have it. An option that
+    `args` leaves open is as the run had it.
+    """
     reads = args.resume and world.rank == 0
     found = world.agreed(lambda: newest_checkpoint(args.out, args.resume) if reads else {}, USER_ERRORS)
-    return world.share(found)
+    found = world.share(found)
+    given = {key for key, value in vars(args).items() if value is not None}
+    vars(args).update({key: value for key, value in found.get("asked", {}).items() if key not in given})
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -649,21 +654,10 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     return recipe
 
 
-def script_of(recipe: Recipe, args: argparse.Namespace) -> str:
-    """The script that repeats the run: what it uses of this project, its recipe and track as values."""
-    asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
-    asked += [] if args.compile is None else ["--compile" if args.compile else "--no-compile"]
-    rows = [named_step(name).row for name in recipe.step_names()]
-    methods = {row.name.partition("(")[0] for row in rows}
-    stages = {stage.function.__name__ for row in rows for stage in row.stages}
-    around = {AROUND[table["kind"]].__name__ for table in (recipe.around | recipe.readout).values()}
-    arguments = ["--seeds", args.seeds or "0", *asked]
-    return flatten(ROOT, sorted(methods | stages | around), {"RECIPE": literal(recipe)}, arguments)
-
-
 def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict, world: World) -> None:
     """Train every seed of the command line, all in one log that begins with `script`; or go on with that."""
     args.seeds = args.seeds or checkpoint.get("seeds", "0")
+    asked = {option: vars(args)[option] for option in ASKED}
     new = {"recipe": recipe.toml(), "seeds": args.seeds, "track": asdict(recipe.track)}
     if checkpoint and (told := run_differences(checkpoint, new)):
         raise RunError(f"--resume: the checkpoint is of another run (- checkpoint, + now): {told}")
@@ -698,7 +692,7 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
             say(f"{gpu}{recipe.toml()}\n\nworld size {world.size}, log {log.path}")
         for index, seed in list(enumerate(seeds))[checkpoint.get("run", 0) :]:
             state = checkpoint if index == checkpoint.get("run") else new | {"data": facts, "run": index}
-            train(recipe, seed, world, log, args, data, state)
+            train(recipe, seed, world, log, args, data, state | {"asked": asked})
     if world.size > 1:
         dist.destroy_process_group()
 
@@ -743,7 +737,7 @@ def main(argv: list[str]) -> None:
         if args.plan:
             return print_plan(recipe, args)
         args.observe = observing(args.instruments, recipe, args.seeds) if args.instruments else args.observe
-        return run(recipe, args, "" if checkpoint else script_of(recipe, args), checkpoint, world)
+        return run(recipe, args, "" if checkpoint else script_of(recipe, args, ROOT), checkpoint, world)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,18 @@ def test_options_beside_resume_are_compared_with_the_runs_own_recipe(small_track
     assert "+ lr = 0.5" in told and "muon" not in told and told.count("; ") == 1
 
 
+def test_a_resumed_run_goes_on_as_it_was_asked_for(small_track, tmp_path):
+    asked = ("--checkpoint-every", "3", "--micro-batch", "2", "--validate-ends")
+    log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", *asked, data=small_track)
+    last, whole = log.with_suffix(".checkpoints") / "run000_step000009.pt", val_losses(log)
+    last.unlink()
+    train(tmp_path / "logs", "--resume", data=small_track)
+    assert last.exists() and val_losses(log) == whole
+    last.unlink()
+    train(tmp_path / "logs", "--resume", "--checkpoint-every", "4", data=small_track)
+    assert last.with_name("run000_step000008.pt").exists() and not last.exists()
+
+
 @pytest.mark.parametrize("found", [{"a": 1}, [1, 2], {"run": 0, "step": "four"}])
 def test_a_foreign_checkpoint_is_named_and_passed_over(small_track, tmp_path, capsys, found):
     foreign = tmp_path / "logs" / "other.checkpoints" / "run000_step000004.pt"

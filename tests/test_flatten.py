@@ -16,7 +16,8 @@ from optimizers import STEPS
 from records.judge.script_rules import foreign_imports
 from records.run.flatten import check_script, defined, flatten, source
 from records.run.track import read_track
-from train_gpt import load_recipe, parse_arguments, script_of
+from records.script import script_of
+from train_gpt import load_recipe, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,7 @@ def project(folder: Path, trainer: str, modules: dict[str, str] | None = None) -
 
 def nano_script(recipe: str, *options: str) -> str:
     args = parse_arguments(["--track", "nano", "--recipe", recipe, *options], ROOT)
-    return script_of(load_recipe(recipe, (), read_track("nano")), args)
+    return script_of(load_recipe(recipe, (), read_track("nano")), args, ROOT)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -437,10 +437,11 @@ def killed(world: World, chance: random.Random, folder: Path) -> None:
 
 def launched(world: World, chance: random.Random, folder: Path) -> None:
     """The same to run.sh and what it starts, at any moment from its first line on."""
-    processes = chance.choice([1, 2])
-    expected, _ = world.alone_on(processes)
+    processes, compiled = chance.choice([1, 2]), chance.random() < 0.5
+    expected, _ = world.alone_on(processes, compiled)
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")} if compiled else {}  # all is compiled anew
     for attempt in range(6):
-        run = launch(world, started_anew(folder), folder, processes)
+        run = launch(world, started_anew(folder / "out", compiled), folder / "out", processes, cache)
         number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
         if attempt < 2:
             time.sleep(chance.uniform(0, 12))

@@ -32,11 +32,20 @@ def add_run_options(parser: argparse.ArgumentParser, root: Path) -> None:
     add("--data", type=Path, default=root / "data", metavar="DIR", help="of fineweb10B/, nano/ (data)")
     add("--out", type=Path, default=root / "logs", metavar="DIR", help="logs and checkpoints; default: logs")
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU; on a CPU for several seeds")
-    add("--validate-ends", action="store_true", help="only at the first and the last step: for searches")
-    add("--readouts", action="store_true", help="validate through each readout alone too: for research")
-    add("--profile", action="store_true", help="trace ten steps, beside the log; where their time went")
+    add(
+        "--validate-ends",
+        action="store_true",
+        default=None,
+        help="only at the first and the last step: for searches",
+    )
+    add(
+        "--readouts",
+        action="store_true",
+        default=None,
+        help="validate through each readout alone too: for research",
+    )
     add("--tensorboard", type=Path, metavar="DIR", help="write scalars there too")
-    parser.set_defaults(observe=unobserved)
+    parser.set_defaults(observe=unobserved, profile=False)
 
 
 def parse_arguments(argv: list[str], root: Path) -> argparse.Namespace:
@@ -49,6 +58,7 @@ def parse_arguments(argv: list[str], root: Path) -> argparse.Namespace:
     add("--explain", action="store_true", help="print the stages of the recipe, with every value, and leave")
     add("--steps", type=int, metavar="N", help="train N steps; the schedule follows")
     add("--instruments", type=steps, nargs="?", const=25, metavar="EVERY", help="measure what updates do")
+    add("--profile", action="store_true", help="trace ten steps, beside the log; where their time went")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: matrix.lr=0.03")
     add_run_options(parser, root)
     add("--plan", action="store_true", help=argparse.SUPPRESS)  # for run.sh
