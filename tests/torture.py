@@ -90,7 +90,7 @@ class World:
             shard_tokens=None,
         )  # fmt: skip
         self.write_data(self.data)
-        self.alone: dict[int, tuple[list[str], float]] = {}
+        self.alone: dict[tuple[int, tuple[str, ...]], tuple[list[str], float]] = {}
 
     def write_data(self, data: Path) -> None:
         tokens = np.arange(24_000) % 251
@@ -108,16 +108,17 @@ class World:
             expect(not outcome(lambda: train_gpt.main([*RUN, *self.options(out)])), "the run left alone")
         return out
 
-    def alone_on(self, processes: int) -> tuple[list[str], float]:
+    def alone_on(self, processes: int, options: tuple[str, ...] = ()) -> tuple[list[str], float]:
         """The digits of a run left alone on so many processes, and its seconds."""
-        if processes not in self.alone:
+        which = processes, options
+        if which not in self.alone:
             self.made()  # what it imports on the way, forked processes have
-            out, began = self.folder / f"alone-{processes}", time.monotonic()
-            ended = Run(self, [*RUN], out, processes).end({})
+            out, began = self.folder / f"alone-{len(self.alone)}", time.monotonic()
+            ended = Run(self, [*RUN, *options], out, processes).end({})
             expect(ended.code == 0, f"the run left alone: {ended}")
-            self.alone[processes] = digits(out), time.monotonic() - began
-            expect(len(self.alone[processes][0]) > 3, f"the run left alone: {ended}")
-        return self.alone[processes]
+            self.alone[which] = digits(out), time.monotonic() - began
+            expect(len(self.alone[which][0]) > 3, f"the run left alone: {ended}")
+        return self.alone[which]
 
 
 def digits(out: Path) -> list[str]:
@@ -203,9 +204,11 @@ def trained(argv: list[str], settings: dict[str, str], said: int, file_bytes: in
     return 0
 
 
-def launch(world: World, options: list[str], out: Path, processes: int) -> subprocess.Popen[str]:
+def launch(
+    world: World, options: list[str], out: Path, processes: int, settings: dict[str, str]
+) -> subprocess.Popen[str]:
     """A run as a user starts it: run.sh on `processes`, in a process group of its own."""
-    settings = {**os.environ, "VENV": "none", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    settings = os.environ | settings | {"VENV": "none", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     command = [str(ROOT / "run.sh"), *options, *world.options(out), "--nproc", str(processes)]
     return subprocess.Popen(
         command, env=settings, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -398,13 +401,13 @@ def text(world: World, chance: random.Random, folder: Path) -> None:
     expect(bool(refused) != (folder / "out").exists(), "shards of a refused text, or none of a good one")
 
 
-def started_anew(folder: Path) -> list[str]:
+def started_anew(folder: Path, options: tuple[str, ...] = ()) -> list[str]:
     """The options of the next attempt; where there is nothing to go on from, as a user would, anew."""
     if list(folder.glob("*.checkpoints/*.pt")):
         return ["--resume"]
-    for left in folder.iterdir():
+    for left in folder.glob("*"):
         left.unlink() if left.is_file() else shutil.rmtree(left)
-    return [*RUN]
+    return [*RUN, *options]
 
 
 def killed(world: World, chance: random.Random, folder: Path) -> None:
@@ -436,15 +439,15 @@ def killed(world: World, chance: random.Random, folder: Path) -> None:
 
 
 def launched(world: World, chance: random.Random, folder: Path) -> None:
-    """The same to run.sh and what it starts, at any moment from its first line on."""
-    processes, compiled = chance.choice([1, 2]), chance.random() < 0.5
-    expected, _ = world.alone_on(processes, compiled)
-    cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")} if compiled else {}  # all is compiled anew
+    """The same to run.sh and what it starts, at any moment from its first line on, also while it compiles."""
+    processes, options = chance.choice([1, 2]), chance.choice([(), ("--compile",)])
+    expected, _ = world.alone_on(processes, options)
+    out, settings = folder / "out", {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}  # compiled anew
     for attempt in range(6):
-        run = launch(world, started_anew(folder / "out", compiled), folder / "out", processes, cache)
+        run = launch(world, started_anew(out, options), out, processes, settings)
         number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
         if attempt < 2:
-            time.sleep(chance.uniform(0, 12))
+            time.sleep(chance.uniform(0, 40 if options else 12))
             victims = workers_of(run.pid) if number == signal.SIGKILL else [run.pid]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(victims or [run.pid]), number)
@@ -454,8 +457,8 @@ def launched(world: World, chance: random.Random, folder: Path) -> None:
             os.killpg(run.pid, signal.SIGKILL)
             raise Fault(f"no end after signal {number}") from None
         if run.returncode == 0:
-            expect(digits(folder) == expected, f"digits {digits(folder)}, alone {expected}")
-            return no_litter(folder)
+            expect(digits(out) == expected, f"digits {digits(out)}, alone {expected}")
+            return no_litter(out)
         expect(attempt < 2, f"exit {run.returncode} when left alone: {err[-800:]}")
         expect(processes > 1 or "Traceback" not in err, f"signal {number}: {err[-800:]}")
         if "go on with --resume" in err:
