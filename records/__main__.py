@@ -8,7 +8,7 @@ import os
 import sys
 from typing import BinaryIO, TextIO
 
-from records import RecordError
+from records import RecordError, printable
 
 COMMANDS = {  # the last word of each is the command; only the chosen module is imported
     "judge.summarize": "what an entry shows: curve, crossings, first significant step, warnings",
@@ -56,9 +56,7 @@ class Screen(io.TextIOBase):
         return self.stream.buffer
 
     def write(self, text: str) -> int:
-        if not text.replace("\n", "").replace("\t", "").isprintable():
-            text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
-        return self.stream.write(text)
+        return self.stream.write(printable(text))
 
     def flush(self) -> None:
         self.stream.flush()

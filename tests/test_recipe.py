@@ -202,6 +202,8 @@ def test_nonsense_is_refused_with_key_and_value(text, told):
         ("description", "2020-01-01", "expected a value such as ''"),
         ("base", "[]", "base = []"),
         ("published", '"36"', "published = '36'"),
+        ("matrix.precondition", "{}", "[matrix] says precondition = {}; expected the name of a stage"),
+        ("schedule.matrix.momentum", '"\\u001b[31m"', r"momentum is '\x1b[31m'; expected points"),
         ("train_steps", "1000000000", "at most 999,999,999"),
         ("train_steps", "5.0", "train_steps = 5.0"),
     ],

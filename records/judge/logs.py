@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from records import RecordError
+from records import RecordError, printable
 
 MAX_LINE = 1 << 16  # bytes; what is longer is no line of a log
 MAX_SCRIPT = 1 << 20  # bytes; published scripts have 20-150 kB
@@ -386,7 +386,7 @@ class _Reader:
             recipe=recipe,
             device=_device(plain),
             world_size=int(found[1]) if (found := _first(_WORLD_SIZE, plain)) else None,
-            track=_plain(found[1]) if (found := _first(_TRACK, plain)) else None,
+            track=printable(found[1][:200]) if (found := _first(_TRACK, plain)) else None,
             date="-".join(found.groups()) if (found := _first(_DATE, plain)) else None,
             runs=runs,
             problems=tuple(self.log_problems),
@@ -426,13 +426,8 @@ def _device(facts: list[str]) -> str | None:
         for marker in ("device: ", "device_name=", " on "):
             before, found, after = fact.partition(marker)
             if found and (not before or before.startswith("Running")):
-                return _plain(after.partition(" with world_size")[0].strip()) or None
+                return printable(after.partition(" with world_size")[0].strip()[:200]) or None
     return None
-
-
-def _plain(text: str) -> str:
-    """Safe on a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def _shown(text: str) -> str:

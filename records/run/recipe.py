@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from records import RecordError
+from records import RecordError, printable
 from records.run.track import RECORDS, Track, is_name, is_number
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
@@ -276,7 +276,7 @@ def list_recipes(
                 told = read_recipe(path, tracks, steps, arounds=arounds).facts.get("description", "")
             except RecipeError as error:
                 told = f"cannot run yet: {error}"
-            yield f"  {name:28} {''.join(c if c.isprintable() else '?' for c in told)}"
+            yield f"  {name:28} {printable(told)}"
 
 
 def read_recipe(
@@ -338,6 +338,8 @@ def parse_recipe(
     effective = hyperparameters("[matrix]", plain, steps)
     for pattern, value in matrix.items():
         if isinstance(value, dict):  # another step function starts from its own defaults
+            if pattern in STAGE_KINDS:
+                raise RecipeError(f"[matrix] says {pattern} = {shown(value)}; expected the name of a stage.")
             where = f'[matrix."{pattern}"]'
             inherited = plain if value.get("step", plain["step"]) == plain["step"] else {}
             effective[pattern] = hyperparameters(where, value, steps, inherited)
@@ -581,7 +583,7 @@ def check_knots(where: str, knots: object, shapes: bool = True) -> None:
     good = isinstance(knots, list) and knots != [] and all(map(is_knot, knots))
     steps = [knot[0] for knot in knots] if isinstance(knots, list) and good else []
     if not good or steps != sorted(set(steps)):
-        raise RecipeError(f"{where} is {knots}; expected points {expected}.")
+        raise RecipeError(f"{where} is {shown(knots)}; expected points {expected}.")
 
 
 def hyperparameters(

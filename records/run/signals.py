@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from records import printable
+
 # How a command ends, beside 0: refused, nothing was done; ended early; by a signal it is 128 and its number.
 REFUSED, ENDED = 2, 1
 TWICE = 1.0  # seconds in which torchrun may pass on what the terminal has sent already
@@ -68,7 +70,7 @@ def last_words(text: str, status: int) -> str:
 def leave(text: str, status: int, shown: bool) -> NoReturn:
     """End the process with its last words on stderr where `shown`, with an exit code in any case."""
     if shown:
-        say(last_words(text, status), error=True)
+        say(last_words(printable(text), status), error=True)
     raise SystemExit(status)
 
 
