@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from records.run.machine import (
     memory_needed,
 )
 from records.run.recipe import Recipe, parse_recipe
-from records.run.signals import last_words
+from records.run.signals import ENDED, last_words, say
 from records.run.track import Track, shipped_tracks
 from train_gpt import (
     GPT,
@@ -71,6 +72,7 @@ GOLDEN = ROOT / "tests/golden/trajectory_baseline.json"  # losses of the benchma
 # weight decay norms differ by 1e-2, with half of Muon's learning rate losses by 1e-3 and norms by 6e-2.
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-3, 5e-3
 METHODS = ("muon", "aurora", "contra_muon", "nora")  # beside the track's default recipe
+MEETING = 120.0  # seconds that the processes have to find one another and exchange a first number
 STEADY = 3  # steps before the ones whose time counts
 HUB = "https://huggingface.co"
 SECONDS = 4  # that the hub has to answer
@@ -492,6 +494,26 @@ def write_json(checkup: Checkup, path: Path) -> None:
     path.write_text(json.dumps(told, indent=1) + "\n")
 
 
+@contextmanager
+def ending_after(seconds: float, told: str) -> Iterator[None]:
+    """Ends this process if what is inside takes longer; from a thread, as NCCL and gloo block this one."""
+
+    def end() -> None:
+        world = ", ".join(f"{key} {os.environ.get(key)}" for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+        remedy = "Does every node run the same command, and see the first? NCCL_DEBUG=INFO says more."
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            say(last_words(f"error: {told} within {seconds:g} s ({world}). {remedy}", ENDED), error=True)
+        os._exit(ENDED)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def visit(checkup: Checkup) -> int:
     """All checks, one after the other; the exit code."""
     looks = (check_device, check_torch, check_compiler, check_disk, check_hub, check_memory, check_loss)
@@ -522,7 +544,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU")
     args = parser.parse_args(argv)
     try:
-        ranks = join_world()
+        with ending_after(MEETING, "the processes did not meet"):
+            ranks = join_world()
+            ranks.barrier()
         track = shipped_tracks()["fineweb" if ranks.device.type == "cuda" else "nano"]
         recipe = load_recipe(track.recipe, track=track)
     except (RecordError, WorldError) as error:

@@ -3,6 +3,9 @@
 import argparse
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from records.run.track import shipped_tracks
 from train_gpt import RunError, World, load_recipe
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def checkup(device: torch.device = CPU, **args: object) -> Checkup:
@@ -41,6 +45,16 @@ def test_this_machine_trains(tmp_path, capsys, monkeypatch):
     assert speed["run_hours"] > 410 * speed["step_seconds"] / 3600 and speed["compile_seconds"] == 0
     assert speed["peak_memory"] > 1e8 and speed["utilisation"] == 0
     assert "ms/step" in table and "a run of aurora_contra_floor: 410 steps" in table.splitlines()[-1]
+
+
+def test_processes_that_do_not_meet_are_told_of():
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    code = "from records import doctor; doctor.MEETING = 0.5; doctor.main(['--quick'])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | alone, cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "error: the processes did not meet within" in ended.stderr and "WORLD_SIZE 2" in ended.stderr
 
 
 def test_another_arithmetic_is_found(monkeypatch):
