@@ -1,11 +1,13 @@
 """What a step of each method costs beside Muon's, in time and in memory: one table.
 
     python -m optimizers.costs [--matrices nano|124m] [--rounds N] [--only muown,pmuon] [--table FILE.md]
+    python -m optimizers.costs --parts soap_muon [--matrices nano|124m]
 
 Steps on the hidden matrices of a track's model, Muon's and the method's in turn, on one thread, in CPU time,
 which leaves out what the processor gave to other work. `ms` is the fastest round's; `of Muon's` the median
 over the rounds of the ratio. Bytes are those of the state's tensors, by parameter of the matrices; Muon keeps
-a float32 momentum: 4. Whole recipes: `python -m tests.benchmarks.recipe_costs`.
+a float32 momentum: 4. `--parts` tells which operations a method's step consists of.
+Whole recipes: `python -m tests.benchmarks.recipe_costs`.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.benchmark import state_bytes
@@ -100,6 +103,19 @@ def costs(names: list[str], shapes: dict[tuple[int, int], int], rounds: int) -> 
             yield cost(name, shapes, rounds, **OPTIONS[name])
 
 
+def parts(name: str, shapes: dict[tuple[int, int], int], rounds: int, **options: Any) -> Iterator[str]:
+    """Each operation's share of the method's CPU time, and its calls a step, as far as 1%: lines."""
+    own = optimizer_of(name, shapes, **options)
+    with profile(activities=[ProfilerActivity.CPU]) as traced:
+        for _ in range(rounds):
+            own.step()
+    found = sorted(traced.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    whole = sum(event.self_cpu_time_total for event in found)
+    for event in found:
+        if (share := event.self_cpu_time_total / whole) >= 0.01:
+            yield f"{event.key:32}{share:7.1%}{event.count / rounds:8.1f} a step"
+
+
 def table_lines(rows: list[Cost]) -> list[str]:
     """A Markdown table, the cheapest first."""
     head = ["| method | ms a step | of Muon's | state, bytes a parameter | rounds |", "|---|---|---|---|---|"]
@@ -117,7 +133,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of Muon's step and the method's in turn")
     parser.add_argument("--only", help="names, separated by commas")
     parser.add_argument("--table", type=Path, help="write the table to this file")
+    parser.add_argument("--parts", choices=sorted(STEPS), help="the operations of this method's step")
     options = parser.parse_args(arguments)
+    if options.parts:
+        torch.set_num_threads(1)
+        for told in OPTIONS.get(options.parts, {}), {}:
+            print(f"{options.parts} {told or ''}")
+            print(*parts(options.parts, MATRICES[options.matrices], options.rounds, **told), sep="\n")
+        return
     names = options.only.split(",") if options.only else sorted(STEPS)
     if unknown := [name for name in names if name not in STEPS]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(sorted(STEPS))}")
