@@ -635,7 +635,7 @@ def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
         sizes = track.batch_tokens, track.shard_tokens, track.shards
         count = str(shards_needed(folder, recipe.train_steps, *sizes))
         fetch = [track.fetch, "--shards", count] if track.shards > 1 else [track.fetch]
-    print(torch.cuda.device_count(), *fetch)
+    say(" ".join([str(torch.cuda.device_count()), *fetch]))  # to nobody where run.sh was ended
 
 
 def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:

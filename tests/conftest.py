@@ -12,6 +12,7 @@ import train_gpt
 from data.nano import build_nano
 from data.shards import write_shard
 from records.run import track
+from tests.made_tracks import write_track
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,10 +45,24 @@ def small_track(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture
+def small_file(tmp_path: Path) -> Path:
+    """A track file, data/ beside it, for runs in processes of their own: up to 5,000 steps of a few ms."""
+    tokens = np.arange(5_200_000) % 251
+    write_shard(tmp_path / "data" / "small" / "small_train_000001.bin", tokens)
+    write_shard(tmp_path / "data" / "small" / "small_val_000000.bin", tokens[:4000])
+    return write_track(
+        tmp_path / "small.toml", dataset="small", num_layers=1, model_dim=32, batch_tokens=1024,
+        val_tokens=2048, val_every=25, late_val_every=25, target=4.0, fetch=None, shards=None,
+        shard_tokens=None,
+    )  # fmt: skip
+
+
 # Files whose tests share what is dear to make: all of one go to the same worker.
 TOGETHER = ("test_world_and_resume", "test_matrix_optimizer", "test_submit", "test_check", "test_report")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in TOGETHER:

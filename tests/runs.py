@@ -5,7 +5,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 import train_gpt
 from records.run.signals import REFUSED
@@ -28,6 +32,18 @@ def launch(out: Path, *options: str, data: Path, processes: int = 1) -> subproce
     command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train_gpt.py"), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "--out", str(out), "--data", str(data)], **pipes)
+
+
+def launch_small(track: Path, *options: str) -> subprocess.Popen:
+    """Muon on the track of conftest's small_file; logs go to logs/ beside it."""
+    options = ("--track", str(track), "--recipe", "muon", *options)
+    return launch(track.parent / "logs", *options, data=track.parent / "data")
+
+
+def on_ranks(work: Callable[[int, str], None], folder: Path, count: int) -> None:
+    """Run work(rank, str(folder)) in so many processes, forked from one that has the trainer imported."""
+    multiprocessing.set_forkserver_preload(["train_gpt"])
+    start_processes(work, (str(folder),), nprocs=count, start_method="forkserver")
 
 
 def refusal(*options: str, out: Path, data: Path, status: int = REFUSED) -> str:

@@ -11,27 +11,26 @@ import torch
 import train_gpt
 from data.shards import write_shard
 from records.judge.logs import read_log
-from tests.runs import launch, refusal, train, val_losses, wait_for
+from tests.runs import launch, launch_small, refusal, train, val_losses, wait_for
 
 
-def test_kill_and_resume_give_the_digits_of_the_run_left_alone(nano_data, tmp_path):
-    options = ("--recipe", "aurora_contra_floor", "--steps", "24", "--checkpoint-every", "5")
-    options += ("--set", "lookahead.start=3", "--set", "schedule.steps=30")
-    alone = train(tmp_path / "alone", *options, data=nano_data)
-    killed = launch(tmp_path / "killed", *options, data=nano_data)
-    wait_for(tmp_path / "killed", "*.checkpoints/*step000010.pt", killed)
+def test_kill_and_resume_give_the_digits_of_the_run_left_alone(small_file, tmp_path):
+    data, options = tmp_path / "data", ("--track", str(small_file), "--steps", "120")
+    options += ("--checkpoint-every", "5")
+    options += ("--set", "lookahead.start=30", "--set", "schedule.steps=150")
+    alone = train(tmp_path / "alone", *options, data=data)
+    killed = launch(tmp_path / "killed", *options, data=data)
+    wait_for(tmp_path / "killed", "*.checkpoints/*step000020.pt", killed)
     killed.kill()
     killed.communicate()
-    log = train(tmp_path / "killed", "--resume", data=nano_data)
+    log = train(tmp_path / "killed", "--resume", data=data)
     assert val_losses(log) == val_losses(alone)
     assert len(list(log.parent.glob("*.txt"))) == 1
     assert len(list(log.with_suffix(".checkpoints").glob("*.pt"))) == 2
 
 
-def test_a_signal_leaves_a_checkpoint_and_says_so(nano_data, tmp_path):
-    run = launch(
-        tmp_path / "logs", "--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", data=nano_data
-    )
+def test_a_signal_leaves_a_checkpoint_and_says_so(small_file, tmp_path):
+    run = launch_small(small_file, "--steps", "5000", "--checkpoint-every", "2")
     wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
     run.send_signal(signal.SIGTERM)
     told, errors = run.communicate(timeout=60)
@@ -120,19 +119,17 @@ def test_a_foreign_checkpoint_is_named_and_passed_over(small_track, tmp_path, ca
     assert f"cannot read {foreign}" in capsys.readouterr().err
 
 
-def test_a_run_that_lives_is_not_resumed(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2")
-    run = launch(tmp_path / "logs", *options, data=nano_data)
+def test_a_run_that_lives_is_not_resumed(small_file, tmp_path):
+    run = launch_small(small_file, "--steps", "5000", "--checkpoint-every", "2")
     wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
-    told = refusal("--resume", out=tmp_path / "logs", data=nano_data)
+    told = refusal("--resume", out=tmp_path / "logs", data=tmp_path / "data")
     run.kill()
     run.communicate()
     assert f"is being written by process {run.pid} on " in told
 
 
-def test_the_first_signal_answers_and_the_second_ends_the_run(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--steps", "400", "--checkpoint-every", "2", "--micro-batch", "1")
-    run = launch(tmp_path / "logs", *options, data=nano_data)
+def test_the_first_signal_answers_and_the_second_ends_the_run(small_file, tmp_path):
+    run = launch_small(small_file, "--steps", "5000", "--checkpoint-every", "2", "--micro-batch", "1")
     wait_for(tmp_path / "logs", "*.checkpoints/*.pt", run)
     run.send_signal(signal.SIGINT)
     assert run.stderr.readline() == "stopping after this step; again to stop now\n"
@@ -142,9 +139,9 @@ def test_the_first_signal_answers_and_the_second_ends_the_run(nano_data, tmp_pat
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_terminal_that_goes_leaves_a_checkpoint(nano_data, tmp_path):
+def test_a_terminal_that_goes_leaves_a_checkpoint(small_file, tmp_path):
     """SIGHUP, and nobody reads what is printed."""
-    run = launch(tmp_path / "logs", "--recipe", "muon", "--steps", "400", data=nano_data)
+    run = launch_small(small_file, "--steps", "5000")
     wait_for(tmp_path / "logs", "*.txt", run)
     run.stdout.close()
     run.stderr.close()

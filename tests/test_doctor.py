@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 
 from optimizers import world
 from records import doctor
 from records.doctor import Checkup, Finding
 from records.run.track import shipped_tracks
+from tests.runs import on_ranks
 from train_gpt import RunError, World, load_recipe
 
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def exchange(rank: int, folder: str) -> None:
 
 
 def test_two_processes_exchange_and_tell_of_each_other(tmp_path):
-    multiprocessing.spawn(exchange, (str(tmp_path),), nprocs=2)
+    on_ranks(exchange, tmp_path, 2)
     first, second = (tmp_path / "0").read_text().splitlines()
     assert first.startswith("fails no memory here (rank 1, host ")
     assert second.startswith("ok gloo between 2 processes")

@@ -70,6 +70,7 @@ def test_planted_faults_are_found(shim):
     assert {name: expected[name] in told[name] for name in told} == dict.fromkeys(told, True), told
 
 
+@pytest.mark.slow  # compiles twice; the other planted faults are tried in the suite
 def test_a_planted_recompilation_is_found(shim):
     _, second, last = fake_cuda(shim, "faults", "a_number_that_changes").stdout.split()
     assert int(last) > int(second)

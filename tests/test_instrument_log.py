@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from optimizers import MatrixOptimizer
 from optimizers.observer import Observer
 from records.run.instrument_log import MOST_NEURONS, InstrumentLog, read_neurons, read_numbers
+from tests.runs import on_ranks
 
 
 class Net(nn.Module):
@@ -43,7 +43,7 @@ def train(log: Path, steps: range, rank: int = 0, world: int = 1) -> None:
             optimizer.step()
 
 
-def on_ranks(rank: int, folder: str) -> None:
+def save_on_ranks(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     train(Path(folder) / "two.txt", range(5), rank, 2)
@@ -64,7 +64,7 @@ def test_lines_stand_at_every_second_step_for_each_matrix_and_layer(tmp_path):
 
 def test_two_ranks_find_what_one_does(tmp_path):
     train(tmp_path / "one.txt", range(5))
-    multiprocessing.spawn(on_ranks, (str(tmp_path),), nprocs=2)
+    on_ranks(save_on_ranks, tmp_path, 2)
     alone, together = (read_numbers(tmp_path / name) for name in ("one.txt", "two.txt"))
     assert len(alone) == len(together) == 9
     for one, two in zip(alone, together, strict=True):

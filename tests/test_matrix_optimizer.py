@@ -8,13 +8,13 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.matrix_optimizer import state_shapes
 from optimizers.stages.circuit import circuit
+from tests.runs import on_ranks
 
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (3, 10, 4), (6, 6), (4, 10)]
 PAIRS = [(8, 6)] * 3 + [(6, 8)] * 3  # value matrices of 2 heads, and the output matrices behind them
@@ -523,7 +523,7 @@ def test_a_schedule_does_not_recompile():
 # Several ranks (gloo)
 
 
-def on_ranks(rank, folder):
+def save_on_ranks(rank, folder):
     """Trains on 4, then 3, then 2 ranks, so that processes start once; each saves what the tests compare."""
     torch.set_num_threads(1)
     for world in (4, 3, 2):
@@ -608,10 +608,10 @@ def alone():
 
 @pytest.fixture(scope="module")
 def ranks(alone, tmp_path_factory):
-    """ranks[world][rank]: what each process of on_ranks saved."""
+    """ranks[world][rank]: what each process of save_on_ranks saved."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(alone["weights3"], folder / "alone3.pt")
-    multiprocessing.spawn(on_ranks, (str(folder),), nprocs=4)
+    on_ranks(save_on_ranks, folder, 4)
     return {
         world: [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
         for world in (2, 3, 4)

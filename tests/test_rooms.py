@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = ("data.", "optimizers.", "records.", "tests.", "train_gpt.")
+RECORDS = ("records.RecordError", "records.printable")  # what all of their rooms share
 MAY_IMPORT = {  # room -> how the names that its modules import from this project may begin
     "optimizers": ("optimizers.",),
     "data": ("data.",),
-    "records/run": ("records.RecordError", "records.run."),
-    "records/judge": ("records.RecordError", "records.run.", "records.judge."),
-    "records/publish": ("records.RecordError", "records.run.", "records.judge.", "records.publish."),
+    "records/run": (*RECORDS, "records.run."),
+    "records/judge": (*RECORDS, "records.run.", "records.judge."),
+    "records/publish": (*RECORDS, "records.run.", "records.judge.", "records.publish."),
 }
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 from torch.profiler import ProfilerActivity, profile
 
 import train_gpt
@@ -22,6 +21,7 @@ from records.judge.logs import read_log
 from records.run import RunError, machine
 from records.run.track import shipped_tracks
 from tests.refusal import refusal_of
+from tests.runs import on_ranks
 from train_gpt import GPT
 
 ROOT = Path(train_gpt.__file__).parent
@@ -220,8 +220,9 @@ def free_port() -> int:
     return store.port
 
 
-def test_the_first_process_reads_the_checkpoint_for_all(nano_data, tmp_path):
-    options = ("--recipe", "muon", "--checkpoint-every", "4", "--data", str(nano_data), "--out")
+def test_the_first_process_reads_the_checkpoint_for_all(small_file, tmp_path):
+    options = ("--track", str(small_file), "--recipe", "muon", "--checkpoint-every", "4")
+    options += ("--data", str(tmp_path / "data"), "--out")
     train_gpt.main(["--steps", "8", *options, str(tmp_path / "first")])
     (log,) = tmp_path.glob("first/*.txt")
     alone = read_log(log).runs[0].validations[-1].val_loss
@@ -248,9 +249,10 @@ def test_an_error_of_one_process_is_told_and_ends_all(nano_data, tmp_path):
     assert not list(tmp_path.glob("o/*"))
 
 
-def test_a_process_that_is_gone_is_told_in_one_line(nano_data, tmp_path):
-    port, options = free_port(), ("--checkpoint-every", "1", "--data", str(nano_data), "--out", str(tmp_path))
-    ranks = [run_rank(rank, port, "--recipe", "muon", *options) for rank in (0, 1)]
+def test_a_process_that_is_gone_is_told_in_one_line(small_file, tmp_path):
+    port, options = free_port(), ("--track", str(small_file), "--recipe", "muon", "--checkpoint-every", "1")
+    options += ("--steps", "5000", "--data", str(tmp_path / "data"), "--out", str(tmp_path))
+    ranks = [run_rank(rank, port, *options) for rank in (0, 1)]
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*.checkpoints/*.pt")):
         assert all(rank.poll() is None for rank in ranks) and time.monotonic() < deadline
@@ -286,7 +288,7 @@ def steady_step(rank: int, folder: str) -> None:
 
 
 def test_a_step_broadcasts_nothing_and_gradients_stay_in_their_buckets(tmp_path):
-    multiprocessing.spawn(steady_step, (str(tmp_path),), nprocs=2)
+    on_ranks(steady_step, tmp_path, 2)
     storages, *made = (tmp_path / "0").read_text().splitlines()
     assert any("allreduce" in name for name in made)
     assert not [name for name in made if re.search("(c10d:|gloo|nccl):broadcast", name)]

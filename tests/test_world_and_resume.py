@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from optimizers import AROUND, STEPS, MatrixOptimizer
@@ -17,6 +16,7 @@ from optimizers.around.outer_nesterov import OuterNesterov
 from optimizers.world import World
 from records.run.recipe import Recipe, parse_recipe
 from records.run.track import shipped_tracks
+from tests.runs import on_ranks
 from train_gpt import GPT, apply_update, build_optimizers, compute_gradients, distributed, set_learning_rates
 
 IDENTITY = {"start": "identity"}
@@ -172,7 +172,7 @@ def recipe_trained(name: str, world: World, steps: range = range(UPDATES), saved
     return copy.deepcopy(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
 
 
-def on_ranks(rank: int, folder: str) -> None:
+def save_on_ranks(rank: int, folder: str) -> None:
     """Trains each method and recipe on 4 ranks, then on 2; rank 0 saves what came out."""
     torch.set_num_threads(1)
     for world in WORLDS:
@@ -193,7 +193,7 @@ def on_ranks(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     """Of each number of ranks: `weights` by method, inside Newton-Muon and MuLoCo, and `recipes`."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(on_ranks, (str(folder),), nprocs=4)
+    on_ranks(save_on_ranks, folder, 4)
     return {world: torch.load(Path(folder, f"{world}.pt"), weights_only=True) for world in WORLDS}
 
 
