@@ -1,6 +1,5 @@
 """Parameter groups by patterns of names."""
 
-
 import pytest
 
 import train_gpt

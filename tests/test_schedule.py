@@ -1,6 +1,5 @@
 """The learning rate's factor, and values that change over a run."""
 
-
 import pytest
 
 import train_gpt
