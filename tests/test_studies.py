@@ -2,16 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
-from records.studies import of_matrices, of_trainings, page
+from records.run.track import shipped_tracks
+from records.studies import of_matrices, of_noise, of_trainings, page
 from records.studies.__main__ import STUDIES, main
 from records.studies.of_matrices import first_update, gaussian, spectrum
+from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started
 from records.studies.page import Findings, Study, Table, write_page
 from tests.made_logs import write_log
+from train_gpt import load_recipe
 
 
 def test_spectrum_of_an_orthogonal_matrix_and_of_a_stretched_one():
@@ -60,9 +64,31 @@ def test_a_study_of_trainings_reads_its_runs_and_says_what_is_missing(tmp_path, 
     assert found.pictures["curves.svg"].svg().startswith(b"<?xml")
 
 
-def test_every_study_of_the_issue_is_there():
-    assert set(STUDIES) == {
-        "polar_methods", "row_uniformity", "dying_neurons", "expansion", "nora_norms", "equilibration",
-        "noise_scales",
-    }  # fmt: skip
-    assert of_matrices.STUDIES[0].folder.name == "polar_methods"
+def test_what_settings_share_and_what_a_part_adds_are_told_apart():
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, 0.01, (400, 1)) + rng.normal(0, 0.002, (400, 8)) + rng.normal(0, 1, (1, 8))
+    assert parts_of_variance(table) == pytest.approx((0.01, 0.002), rel=0.1)
+
+
+def test_a_mirrored_start_differs_in_one_matrix_of_a_block_and_other_ends_in_theirs():
+    recipe = load_recipe("muon", (), shipped_tracks()["nano"])
+    plain, mirrored, others = (
+        started(recipe, setting).state_dict()
+        for setting in (Setting(), Setting(mirrored=True), Setting(ends=1))
+    )
+    differing = {name for name in plain if not torch.equal(plain[name], mirrored[name])}
+    assert differing == {f"blocks.{i}.mlp.fc.weight" for i in range(4)}
+    assert {name for name in plain if not torch.equal(plain[name], others[name])} == {"embed.weight"}
+
+
+def test_the_page_of_noise_is_made_of_the_trainings_that_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_noise, "FOLDER", tmp_path)
+    assert main(["noise"]) == 2
+    rng = np.random.default_rng(0)
+    kept = {name: rng.normal(2, 0.01, (len(group), 8)).tolist() for name, group in GROUPS.items()}
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "numbers.json").write_text(json.dumps({"losses": kept}))
+    found = STUDIES["noise"].find(False)
+    assert f"spreads by {np.std([row[0] for row in kept['initialisation']], ddof=1):.4f}" in found.verdict
+    assert [row[1] for row in found.tables[0].rows] == [12] * 6 + [6]
+    assert found.pictures["noise.svg"].svg().startswith(b"<?xml")

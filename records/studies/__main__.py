@@ -9,10 +9,12 @@ import sys
 import time
 
 from records import RecordError
-from records.studies import of_matrices, of_trainings
+from records.studies import of_matrices, of_noise, of_trainings
 from records.studies.page import Study, write_page
 
-STUDIES: dict[str, Study] = {study.name: study for study in (*of_matrices.STUDIES, *of_trainings.STUDIES)}
+STUDIES: dict[str, Study] = {
+    study.name: study for study in (*of_matrices.STUDIES, *of_trainings.STUDIES, *of_noise.STUDIES)
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
