@@ -41,6 +41,7 @@ def softcap_kernel() -> Launchable:
 
     With c = 15 / sqrt(z^2 + 15^2), c z lies within 15: a sum of exp(c z - 15) neither over- nor underflows.
     """
+
     @triton.jit
     def kernel(z, targets, losses, columns, stride, DIFFERENTIATE: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)

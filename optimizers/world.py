@@ -115,8 +115,10 @@ def has_gpu(checked: bool = True) -> bool:
     """Whether torch has a GPU. If `checked`, raises WorldError where there is one that torch cannot use."""
     if checked and not torch.cuda.is_available() and (driver := nvidia_driver()):
         torch_is = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
-        raise WorldError(f"{torch_is} cannot use the NVIDIA GPU of this machine, driver {driver}. Update it "
-                         "or install a torch made for it (pytorch.org); --track nano trains on the CPU.")
+        raise WorldError(
+            f"{torch_is} cannot use the NVIDIA GPU of this machine, driver {driver}. Update it "
+            "or install a torch made for it (pytorch.org); --track nano trains on the CPU."
+        )
     return torch.cuda.is_available()
 
 

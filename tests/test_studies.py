@@ -9,7 +9,7 @@ import torch
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
 from records.run.track import shipped_tracks
-from records.studies import of_matrices, of_noise, of_trainings, page
+from records.studies import of_noise, of_trainings, page
 from records.studies.__main__ import STUDIES, main
 from records.studies.of_matrices import first_update, gaussian, spectrum
 from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started

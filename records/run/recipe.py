@@ -51,7 +51,6 @@ SCALES = ("matrix", "embed_before")  # of the look-ahead
 LOOKAHEAD = {"decay": 0.99, "strength": 0.6, "start": 0, "stop": 0}
 
 
-
 class Keyword(Protocol):
     """A hyperparameter of a method: its name, its default, and what a value must be."""
 
