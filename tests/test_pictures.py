@@ -31,6 +31,12 @@ def test_a_curve_that_stays_above_is_shown_to_its_end() -> None:
     assert left < 360 and right > 900
 
 
+def test_curves_that_do_not_come_to_the_target_are_in_view_where_they_end() -> None:
+    short = Curve("short", (0, 30, 60), *[(5.5, 2.4, 2.1)] * 3)
+    (left, right), (low, high) = near_target([short], TARGET)
+    assert left <= 60 <= right and low <= TARGET and high > 2.1
+
+
 @pytest.mark.parametrize("number", [BANDED, BANDED + 1])
 def test_only_few_curves_have_bands(number: int) -> None:
     axes = Figure().subplots()

@@ -100,7 +100,7 @@ def curves_figure(runs: Sequence[Measured]) -> go.Figure:
     quantities = sorted({key for run in runs for name in names for key in run.numbers.get(name, {})})
     columns = min(3, len(kinds))
     rows = -(-len(kinds) // columns)
-    plot = make_subplots(rows, columns, subplot_titles=kinds, horizontal_spacing=0.06, vertical_spacing=0.12)
+    plot = make_subplots(rows, columns, subplot_titles=kinds, horizontal_spacing=0.1, vertical_spacing=0.12)
     traces = [(e, run, name) for e, run in enumerate(runs) for name in names if name in run.numbers]
     first = FIRST if FIRST in quantities else quantities[0]
     legends: set[str] = set()
@@ -221,5 +221,5 @@ def dress(plot: go.Figure, height: int, buttons: Sequence[dict], active: int) ->
     plot.update_annotations(font_size=13)
     plot.update_layout(
         template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 90, "b": 60},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0}, updatemenus=menu,
+        legend={"orientation": "h", "yanchor": "top", "y": -66 / (height - 150), "x": 0}, updatemenus=menu,
     )  # fmt: skip

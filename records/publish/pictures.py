@@ -215,6 +215,8 @@ def near_target(curves: Sequence[Curve], target: float) -> tuple[tuple[float, fl
     lowest = min(target, *(low for low, _ in shown))
     # High enough to see where curves come from, never so high that the crossing is squeezed flat.
     ceiling = max(1.02 * target, target + 1.5 * (target - lowest))
+    if lowest == target:  # which no curve comes to: where they end
+        ceiling = max(ceiling, *(curve.mean[-1] for curve in curves if curve.steps))
     highest = max(target, min(ceiling, max(high for _, high in shown)))
     margin = 0.05 * (highest - lowest) or 0.01 * abs(target)
     return (start, end + 0.02 * (end - start)), (lowest - margin, highest + margin)
