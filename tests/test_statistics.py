@@ -144,6 +144,11 @@ def test_without_a_significant_step_the_last_common_one_is_judged(tmp_path: Path
     assert summary.judged.step == 400
 
 
+def test_a_run_validated_at_its_ends_does_not_say_when_it_crossed() -> None:
+    found = crossings([0, 430], np.array([5.5, 1.35]), 1.39)
+    assert np.isnan(found)
+
+
 def test_the_mean_crossing_asks_that_all_runs_cross(tmp_path: Path) -> None:
     entry = entry_of(tmp_path, a=log_text(run_text(), run_text(shifted(0.1))))
     assert summarize_entry(entry, target=3.28).first_crossing_step is None

@@ -253,7 +253,7 @@ def bootstrapped(first: Summary | None, second: Summary | None) -> dict:
     return {
         "common_step": steps[-1],
         "loss_at_common_step": intervals[0],
-        "steps_to_target": intervals[1] if reached else None,
+        "steps_to_target": intervals[1] if reached and np.isfinite(estimate[1]) else None,
     }
 
 
@@ -316,7 +316,7 @@ def as_text(pair: Comparison) -> Iterator[str]:
     if steps := pair.steps_to_target:
         yield f"  steps to the target (mean curves): {_told(steps, '.1f')} more for {b.name}"
     elif a.summary and b.summary:
-        yield "  steps to the target: a mean curve does not come to it"
+        yield "  steps to the target: a mean curve does not come to it, or has too few validations"
     if pair.paired:
         yield from paired_as_text(pair.paired, b.name)
 

@@ -19,6 +19,7 @@ from records.judge.warnings import conditions, entry_warnings
 THRESHOLD = 0.004  # of rule 2 and of the pairwise rule, at SIGMA
 SIGMA = 0.0013
 ROUNDING = 1e-9  # losses are decimal numbers: 3.28 - 3.278 must count as 0.002
+GAP = 0.5  # of the steps to the target: a run validated at its ends says nothing of them
 
 
 def threshold(sigma: float = SIGMA) -> float:
@@ -95,7 +96,7 @@ def crossings(steps: Sequence[int], curves: np.ndarray, target: float) -> np.nda
     """Where curves [..., steps] first come to the target, interpolated [...].
 
     A curve that stays above is continued in a straight line, as steep as over its last tenth; nan where that
-    does not fall.
+    does not fall, and where a curve comes to the target between two steps further apart than GAP of the way.
     """
     x = np.asarray(steps, dtype=float)
     below = curves <= target
@@ -106,7 +107,8 @@ def crossings(steps: Sequence[int], curves: np.ndarray, target: float) -> np.nda
     fall = before - here
     with np.errstate(divide="ignore", invalid="ignore"):
         line = x[i] + (here - target) * (x[i] - x[j]) / fall
-    return np.where((i == 0) & below.any(-1), x[0], np.where(fall > 0, line, np.nan))
+    told = (fall > 0) & ~(below.any(-1) & (x[i] - x[j] > GAP * x[i]))
+    return np.where((i == 0) & below.any(-1), x[0], np.where(told, line, np.nan))
 
 
 def curves_of(runs: Sequence[Run]) -> tuple[list[int], np.ndarray]:
@@ -119,7 +121,8 @@ def curves_of(runs: Sequence[Run]) -> tuple[list[int], np.ndarray]:
 def steps_to_target(runs: Sequence[Run], target: float) -> np.ndarray | None:
     """Steps to the target of each run, interpolated or continued [runs].
 
-    None where the mean curve does not come to it, where a loss is not finite, or where a run does not fall.
+    None where the mean curve does not come to it, where a loss is not finite, where a run does not fall, or
+    was validated too seldom to tell (see crossings).
     """
     steps, curves = curves_of(runs)
     if not steps or not np.isfinite(curves).all() or curves.mean(axis=0).min() > target:
