@@ -9,11 +9,12 @@ import torch
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
 from records.run.track import shipped_tracks
-from records.studies import of_noise, of_trainings, page
+from records.studies import of_noise, of_stages, of_trainings, page
 from records.studies.__main__ import STUDIES, main
 from records.studies.of_matrices import first_update, gaussian, spectrum
 from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started
 from records.studies.page import Findings, Study, Table, write_page
+from tests.log_text import log_text, run_text, write
 from tests.made_logs import write_log
 from train_gpt import load_recipe
 
@@ -92,3 +93,20 @@ def test_the_page_of_noise_is_made_of_the_trainings_that_are_kept(tmp_path, monk
     assert f"spreads by {np.std([row[0] for row in kept['initialisation']], ddof=1):.4f}" in found.verdict
     assert [row[1] for row in found.tables[0].rows] == [12] * 6 + [6]
     assert found.pictures["noise.svg"].svg().startswith(b"<?xml")
+
+
+def test_a_stage_taken_out_is_compared_on_the_seeds_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_stages, "FOLDER", tmp_path)
+    monkeypatch.setattr(of_stages, "RECORDS", tmp_path)
+
+    def run(seed: int, more: float) -> str:
+        last = 2 + seed + more * (1 + 0.01 * seed)
+        return run_text({0: 5.5, 9: last}, 9, seed, f" raw_val_loss:{last + 0.002:.5f}")
+
+    write(tmp_path / "nano" / "row_floor" / "a.txt", log_text(*(run(seed, 0.0) for seed in range(4))))
+    assert main(["row_floor"]) == 2
+    write(tmp_path / "row_floor" / "without_soap" / "a.txt", log_text(*(run(seed, 0.1) for seed in range(3))))
+    found = of_stages.stages("row_floor", False)
+    of_soap, of_average = found.tables[0].rows
+    assert of_soap[:3] == ["without_soap", 3, pytest.approx(0.101)] and "without_floor" in found.missing
+    assert of_average[1:3] == [4, pytest.approx(0.002)]

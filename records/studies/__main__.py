@@ -9,11 +9,11 @@ import sys
 import time
 
 from records import RecordError
-from records.studies import of_matrices, of_noise, of_trainings
+from records.studies import of_matrices, of_noise, of_stages, of_trainings
 from records.studies.page import Study, write_page
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (*of_matrices.STUDIES, *of_trainings.STUDIES, *of_noise.STUDIES)
+    study.name: study for room in (of_matrices, of_trainings, of_stages, of_noise) for study in room.STUDIES
 }
 
 
