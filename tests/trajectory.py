@@ -37,6 +37,7 @@ from train_gpt import (
     set_learning_rates,
 )
 
+FOLDER = Path(__file__).parent / "golden" / "trajectories"
 FINAL_ROWS, FINAL_SEEDS = 2, (5, 6)
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -53,8 +54,11 @@ class Replay:
 
 
 def read_scaled(path: Path) -> tuple[Recipe, Replay]:
-    """The recipe, and what its table [trajectory] says. Raises RecipeError, TypeError for an unknown key."""
-    table = tomllib.loads(path.read_text())
+    """The recipe, and what its table [trajectory] says; a bare name is one of tests/golden/trajectories.
+
+    Raises RecipeError, TypeError for an unknown key.
+    """
+    table = tomllib.loads((path if path.exists() else FOLDER / path).read_text())
     replay = Replay(**table.pop("trajectory", {}))
     text = "\n".join(toml_lines(table))
     return parse_recipe(text, path.stem, shipped_tracks(), STEPS, arounds=AROUND), replay
@@ -95,7 +99,7 @@ def replayed(recipe: Recipe, replay: Replay) -> tuple[list[float], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.trajectory", description="Replay a scaled recipe.")
-    parser.add_argument("recipe", type=Path, help="such as tests/golden/trajectories/44.toml")
+    parser.add_argument("recipe", type=Path, help="a file, or such as 44.toml of golden/trajectories")
     parser.add_argument("--weights-offset", type=int, help="added to the seed of every parameter")
     parser.add_argument("--tokens", metavar="A,B", help="seeds of the first inputs and targets; 100,200")
     parser.add_argument("--matrix-scale", type=float, help="factor of the hidden matrices' start")
