@@ -177,8 +177,10 @@ def test_large_float32_matrices_agree_with_float64(monkeypatch, shape, gram, amd
     torch.testing.assert_close(polar(X.float(), "quintic", gram=gram).double(), expected, rtol=0, atol=1e-4)
 
 
-def test_the_gram_form_multiplies_no_denormals(monkeypatch):
+@pytest.mark.parametrize("seed", [2, 24, 53])  # of 150 that had one, while rests above one root stayed
+def test_the_gram_form_multiplies_no_denormals(monkeypatch, seed):
     factors = []
+    torch.manual_seed(seed)
 
     def recorded(A, B):
         factors.extend((A, B))
