@@ -155,9 +155,9 @@ def iterated_on_gram(X: Tensor, table: Table) -> Tensor:
     All factors commute: with G = X X^T and q = aI + bG + cG^2, X <- q X means G <- q G q, and the product Q
     of all q of a block meets X once at the block's end. Then G is made anew (see gram_blocks). On its way to
     the identity G leaves rests whose products are denormal, which some processors multiply a hundred times
-    slower: rests below eight roots of the smallest normal number become zero (products meet factors below 1).
+    slower: rests below the root of the smallest normal number become zero.
     """
-    smallest = 8 * torch.finfo(X.dtype).tiny ** 0.5
+    smallest = torch.finfo(X.dtype).tiny ** 0.5
     for block in gram_blocks(table, torch.finfo(X.dtype).eps):
         G = product(X, X.mT)
         q = Q = gram_factor(G, *block[0])
