@@ -12,7 +12,7 @@ import train_gpt
 from data.nano import build_nano
 from data.shards import write_shard
 from records.run import track
-from tests.made_tracks import write_track
+from tests.made_tracks import write_small_track
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,11 +51,7 @@ def small_file(tmp_path: Path) -> Path:
     tokens = np.arange(5_200_000) % 251
     write_shard(tmp_path / "data" / "small" / "small_train_000001.bin", tokens)
     write_shard(tmp_path / "data" / "small" / "small_val_000000.bin", tokens[:4000])
-    return write_track(
-        tmp_path / "small.toml", dataset="small", num_layers=1, model_dim=32, batch_tokens=1024,
-        val_tokens=2048, val_every=25, late_val_every=25, target=4.0, fetch=None, shards=None,
-        shard_tokens=None,
-    )  # fmt: skip
+    return write_small_track(tmp_path / "small.toml", val_every=25, late_val_every=25)
 
 
 # Files whose tests share what is dear to make: all of one go to the same worker.

@@ -1,6 +1,7 @@
 """A run as one script."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -8,14 +9,16 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_gpt
 from optimizers import STEPS
+from records.baseline import made_tokens
 from records.judge.script_rules import foreign_imports
 from records.run.flatten import check_script, defined, flatten, source
-from records.run.track import read_track
+from records.run.track import RECORDS, read_track
 from records.script import script_of
 from train_gpt import load_recipe, parse_arguments
 
@@ -61,6 +64,35 @@ def test_neither_readers_nor_other_methods_are_in_a_script() -> None:
     assert not defined(script) & {"nora", "parse_recipe", "read_recipe", "list_recipes", "flatten", "main"}
     for word in ("tomllib", "get_close_matches(key", '"--recipe"', '"--set"', '"--track"', '"--plan"'):
         assert word not in script
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "fineweb/40_aurora_ema_nesterov",  # look-ahead, signs of the gains
+        "fineweb/41_circuit_muon",  # coupled steps
+        "fineweb/open_2580_extrapolated",  # around and readout, a float32 embedding
+        "nano/muon_rownorm",  # steps of embedding and head
+        "nano/muon",  # nothing of these
+    ],
+)
+def test_a_script_trains_with_all_that_its_recipe_uses(recipe, tmp_path, monkeypatch):
+    args = parse_arguments([], ROOT)
+    chosen = load_recipe(RECORDS / f"{recipe}.toml", (), read_track(recipe.partition("/")[0]))
+    (tmp_path / "flat_script.py").write_text(script_of(chosen, args, ROOT))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flat_script", raising=False)
+    script = importlib.import_module("flat_script")
+    model = script.GPT(512, 12 if "blocks.11" in chosen.toml() else 2, 64, 32)
+    script.initialise(model, script.RECIPE.init, 0)
+    optimizers = script.build_optimizers(model, script.RECIPE)
+    alone = script.World(0, 1, torch.device("cpu"))
+    for step in range(2):
+        batch = tuple(made_tokens(2 * step + part, 2) for part in (0, 1))
+        script.set_learning_rates(optimizers, script.RECIPE, step)
+        script.compute_gradients(model, optimizers, batch, 2, alone)
+        script.apply_update(optimizers)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_recipe_and_the_track_are_values(nano_data: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_stage_taken_out_is_compared_on_the_seeds_of_the_whole(tmp_path, monke
     write(tmp_path / "nano" / "row_floor" / "a.txt", log_text(*(run(seed, 0.0) for seed in range(4))))
     assert main(["row_floor"]) == 2
     write(tmp_path / "row_floor" / "without_soap" / "a.txt", log_text(*(run(seed, 0.1) for seed in range(3))))
-    found = of_stages.stages("row_floor", False)
+    found = of_stages.stages(False)
     of_soap, of_average = found.tables[0].rows
     assert of_soap[:3] == ["without_soap", 3, pytest.approx(0.101)] and "without_floor" in found.missing
     assert of_average[1:3] == [4, pytest.approx(0.002)]

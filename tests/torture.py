@@ -41,7 +41,7 @@ from records.__main__ import main as records_main
 from records.judge.logs import read_log
 from records.run import flatten
 from tests.log_text import damage, log_text, run_text, shifted
-from tests.made_tracks import write_track
+from tests.made_tracks import write_small_track
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60  # that an outcome may take; four times as many on the clock, where other work runs
@@ -84,11 +84,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, folder / "data"
-        self.track = write_track(
-            folder / "small.toml", dataset="small", num_layers=1, model_dim=32, batch_tokens=1024,
-            val_tokens=2048, val_every=4, late_val_every=2, target=4.0, fetch=None, shards=None,
-            shard_tokens=None,
-        )  # fmt: skip
+        self.track = write_small_track(folder / "small.toml", val_every=4, late_val_every=2)
         self.write_data(self.data)
         self.alone: dict[tuple[int, tuple[str, ...]], tuple[list[str], float]] = {}
 

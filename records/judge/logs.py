@@ -52,12 +52,15 @@ class LogError(RecordError):
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """One validation line. `train_time` in seconds, `step_avg` in milliseconds; None where not printed."""
+    """One validation line. `train_time` in seconds, `step_avg` in milliseconds, `raw_val_loss` that of the
+    trained weights where a readout is judged; None where not printed.
+    """
 
     step: int
     val_loss: float
     train_time: float | None
     step_avg: float | None
+    raw_val_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -294,6 +297,7 @@ class _Reader:
             return
         loss = _LOSS.fullmatch(values["val_loss"])
         time = _SECONDS.fullmatch(values.get("train_time", "0s"))
+        raw = _LOSS.fullmatch(values.get("raw_val_loss", ""))
         average = _MILLISECONDS.fullmatch(values.get("step_avg", "0ms"))
         step, total = int(match[1]), int(match[2])
         if not (loss and time and average) or step > total:
@@ -309,13 +313,14 @@ class _Reader:
             float(loss[0]),
             float(time[1]) if "train_time" in values else None,
             float(average[1]) if "step_avg" in values else None,
+            float(raw[0]) if raw else None,
         )
         if draft is None or self.begins_run(step, draft):
             draft, self.next_seed = _Draft(self.next_seed), None
             self.drafts.append(draft)
         decimals = len(loss[1] or "") if math.isfinite(validation.val_loss) else None
         draft.rows.append(_Row(number, total, len(columns), decimals, validation))
-        known = ("val_loss", "raw_val_loss")  # the second: of the trained weights, where a readout is judged
+        known = ("val_loss", "raw_val_loss")
         draft.other_losses |= {name for name in values if name.endswith("loss") and name not in known}
         self.count += 1
         if decimals is not None:

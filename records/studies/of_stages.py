@@ -1,9 +1,7 @@
-"""What each stage of a stack is worth: the stack without it, on the seeds of the stack's own entry."""
+"""What each stage of the record's stack is worth: the stack without it, on the seeds of its own entry."""
 
 import os
 import subprocess
-from collections.abc import Iterator
-from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -15,8 +13,8 @@ from records.run.track import RECORDS, read_track
 from records.studies.page import FOLDER, Findings, Study, Table
 
 ROOT = FOLDER.parents[1]
-SEEDS = "0-5"
-# What is taken out of row_floor: name -> the options of ./run.sh.
+STACK, SEEDS = "row_floor", "0-5"
+# What is taken out: name -> the options of ./run.sh.
 WITHOUT = {
     "without_soap": ["--recipe", "records/studies/row_floor/without_soap.toml"],
     "without_trust": ["--set", 'matrix."attn.proj".trust=false'],
@@ -28,11 +26,11 @@ WITHOUT = {
 }
 
 
-def run_without(stack: str, name: str, options: list[str]) -> None:
+def run_without(name: str, options: list[str]) -> None:
     """Train the stack without a stage, validated at its ends; its logs go to the study's folder."""
-    recipe = [] if "--recipe" in options else ["--recipe", f"records/nano/{stack}.toml"]
+    recipe = [] if "--recipe" in options else ["--recipe", f"records/nano/{STACK}.toml"]
     command = ["./run.sh", *recipe, *options, "--seeds", SEEDS, "--compile", "--validate-ends"]
-    subprocess.run([*command, "--out", os.path.relpath(FOLDER / stack / name, ROOT)], cwd=ROOT, check=True)
+    subprocess.run([*command, "--out", os.path.relpath(FOLDER / STACK / name, ROOT)], cwd=ROOT, check=True)
 
 
 def last_losses(entry: Entry) -> dict[int, float]:
@@ -40,31 +38,25 @@ def last_losses(entry: Entry) -> dict[int, float]:
     return {run.seed: run.validations[-1].val_loss for run in entry.runs if run.seed is not None}
 
 
-def readout_gains(entry: Entry) -> Iterator[float]:
-    """Of each run: the last loss of the trained weights less that through the readout."""
-    for log in entry.logs:
-        for line in log.path.read_text().splitlines():
-            words = dict(word.split(":", 1) for word in line.split() if ":" in word)
-            if "raw_val_loss" in words and words["step"].split("/")[0] == words["step"].split("/")[1]:
-                yield float(words["raw_val_loss"]) - float(words["val_loss"])
-
-
-def stages(stack: str, train: bool) -> Findings:
+def stages(train: bool) -> Findings:
     """The study."""
-    whole, slope = read_entry(RECORDS / "nano" / stack), read_track("nano").slope
+    whole, slope = read_entry(RECORDS / "nano" / STACK), read_track("nano").slope
     losses, tests, absent = last_losses(whole), dict[str, TTest](), []
     for name, options in WITHOUT.items():
-        folder = FOLDER / stack / name
+        folder = FOLDER / STACK / name
         if train and not list(folder.glob("*.txt")):
-            run_without(stack, name, options)
+            run_without(name, options)
         if list(folder.glob("*.txt")):
             own = last_losses(read_entry(folder))
             tests[name] = t_test([own[seed] - losses[seed] for seed in sorted(own.keys() & losses.keys())])
         else:
             absent.append(name)
     if not tests:
-        raise RecordError(f"expected runs in {FOLDER / stack}, found none; --train makes them")
-    tests["without_average"] = t_test(list(readout_gains(whole)))
+        raise RecordError(f"expected runs in {FOLDER / STACK}, found none; --train makes them")
+    last = [run.validations[-1] for run in whole.runs]
+    tests["without_average"] = t_test(
+        [v.raw_val_loss - v.val_loss for v in last if v.raw_val_loss is not None]
+    )
     tests = dict(sorted(tests.items(), key=lambda item: -item[1].mean))
 
     def draw(figure: Figure) -> None:
@@ -103,7 +95,7 @@ def told(names: list[str]) -> str:
 
 STUDIES = (
     Study(
-        "row_floor", "every stage of the accepted record's stack is worth its place", "published result 46",
-        partial(stages, "row_floor"), "--train",
+        STACK, "every stage of the accepted record's stack is worth its place", "published result 46",
+        stages, "--train",
     ),
 )  # fmt: skip
