@@ -393,7 +393,8 @@ def newest_checkpoint(out: Path, run: Path) -> dict:
     files = sorted(out.glob(f"{name}.checkpoints/*.pt"), key=lambda file: file.stat().st_mtime_ns)
     for path in reversed(files):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            state = {"asked": {}} | loaded  # which older checkpoints lack
             if all(isinstance(state[key], kind) for key, kind in CHECKPOINT.items()):
                 return state | {"log": str(path.parent.with_suffix(".txt"))}
             found = "not a run's"
