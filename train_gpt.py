@@ -729,12 +729,12 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv, ROOT)
     with errors_in_one_line(args):
         if args.recipes:
-            return print("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
+            return say("\n".join(list_recipes(shipped_tracks(), STEPS, AROUND)))
         world = World(0, 1, torch.device("cpu")) if args.plan or args.explain else join_world()
         checkpoint = read_checkpoint(args, world)
         recipe = world.agreed(lambda: choose_recipe(args, checkpoint), USER_ERRORS)
         if args.explain:
-            return print("\n".join(explained({"*": recipe.matrix} | recipe.patterns() | recipe.own_steps())))
+            return say("\n".join(explained({"*": recipe.matrix} | recipe.patterns() | recipe.own_steps())))
         if args.plan:
             return print_plan(recipe, args)
         args.observe = observing(args.instruments, recipe, args.seeds) if args.instruments else args.observe

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from data.shards import ShardError, write_shard
 from records.judge.compare import compare, read_side
 from records.judge.logs import read_entry, read_log
 from records.judge.tracks import entry_track
+from records.run import signals
 from records.run.run_log import RunLog
 from records.run.signals import ENDED
 from records.run.track import read_track
@@ -383,3 +386,12 @@ def test_out_of_memory_says_the_micro_batch_to_try(small_track, tmp_path, monkey
     monkeypatch.setattr(train_gpt, "forward_backward", exhausted)
     told = refusal("--steps", "9", out=tmp_path / "logs", data=small_track, status=ENDED)
     assert "try --micro-batch 4" in told
+
+
+@pytest.mark.parametrize("option", ["--explain", "--recipes"])
+def test_a_reader_that_has_left_is_no_error(option, monkeypatch):
+    left = []
+    monkeypatch.setattr(signals, "leave_screen", lambda: left.append(True))
+    monkeypatch.setattr(sys, "stdout", mock.Mock(write=mock.Mock(side_effect=BrokenPipeError)))
+    train_gpt.main(["--track", "nano", option])
+    assert left

@@ -9,6 +9,7 @@ import sys
 import time
 
 from records import RecordError
+from records.run.signals import say
 from records.studies import of_matrices, of_noise, of_stages, of_trainings
 from records.studies.page import Study, write_page
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train", action="store_true", help="run the trainings that are missing")
     options = parser.parse_args(arguments)
     if options.name is None:
-        print("\n".join(f"{name}: {study.claim}" for name, study in STUDIES.items()))
+        say("\n".join(f"{name}: {study.claim}" for name, study in STUDIES.items()))
         return 0
     study, began = STUDIES[options.name], time.perf_counter()
     try:

@@ -23,6 +23,9 @@ WITHOUT = {
     "without_decay": ["--set", "matrix.weight_decay=0"],
     "without_brake": ["--set", "matrix.radial_brake=1"],
     "without_lookahead": ["--set", "lookahead.strength=0"],
+    "without_init": ["--recipe", "records/studies/row_floor/without_init.toml"],
+    "without_aux": ["--recipe", "records/studies/row_floor/without_aux.toml"],
+    "without_schatten4": ["--set", 'matrix.norm="frobenius"'],
 }
 
 
