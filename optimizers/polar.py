@@ -131,13 +131,13 @@ def multiplies_by_onednn(A: Tensor) -> bool:
     AVX-512 too and takes the sum of weighted_sum along.
     """
     return (
-        A.ndim == 2
+        not torch.compiler.is_compiling()  # first: what follows cannot be traced
+        and A.ndim == 2
         and A.device.type == "cpu"
         and A.dtype == torch.float32
         and min(A.shape) >= ONEDNN_SIDE
         and torch.backends.mkldnn.is_available()
         and "AVX512" in torch.backends.cpu.get_cpu_capability()
-        and not torch.compiler.is_compiling()
         and made_by_amd()
     )
 

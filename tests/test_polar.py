@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from optimizers.polar import (
     COEFFICIENTS,
+    ONEDNN_SIDE,
     coefficients,
     iterated,
     iterated_on_gram,
@@ -226,9 +227,10 @@ def test_medium_precision_leaves_float64_and_the_svd(medium_precision):
     torch.testing.assert_close(factors[1], polar(X.float(), "svd"), rtol=0, atol=0.02)
 
 
-def test_a_compiled_polar_traces_whole_under_any_precision(medium_precision):
+@pytest.mark.parametrize("side", [8, ONEDNN_SIDE])
+def test_a_compiled_polar_traces_whole_under_any_precision(side, medium_precision):
     torch.compiler.reset()
-    X = torch.randn(8, 8)
+    X = torch.randn(side, side)
     traced = torch.compile(polar, fullgraph=True, backend="eager")(X)
     torch.set_float32_matmul_precision("highest")
     torch.testing.assert_close(traced, polar(X), rtol=0, atol=1e-2)
