@@ -2,9 +2,9 @@
 
 A trial is one `./run.sh --recipe RECIPE --set KEY=VALUE ...` with seeds that final runs do not use, validated
 at its ends only; its value is the mean of the last validation losses of these seeds, infinite where a run
-diverges. The folder is the study: `study.journal` (Optuna's), the trials' logs, and at the end `best.toml` and
-`trials.svg`. The same command goes on where the study stands; processes started with it at the same time, on
-several nodes too where they see the folder, share the trials.
+diverges. The folder is the study: `study.journal` (Optuna's), the trials' logs, and at the end `best.toml`
+and `trials.svg`. The same command goes on where the study stands; processes started with it at the same time,
+on several nodes too where they see the folder, share the trials.
 
 The first trial is the recipe itself, the next ones spread over the ranges (a Sobol sequence), the rest follow
 TPE: of the mixtures tried on quadratic bowls with noise, this one came closest to the optimum in 8 trials and

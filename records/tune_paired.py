@@ -114,8 +114,11 @@ def compare_candidate(
     home: Path,
     command: Sequence[str],
     arguments: Sequence[str],
-) -> None:
-    """Train both until it is decided or the seeds are spent, and print the verdict. Raises as above."""
+) -> list[float]:
+    """Train both until it is decided or the seeds are spent, and print the verdict.
+
+    Returns how much more loss the base has, by seed, as `differences` does, which says what is raised too.
+    """
     planned = parse_seeds(seeds)
     if len(planned) < FIRST_LOOK:
         raise TuneError(
@@ -132,12 +135,13 @@ def compare_candidate(
         found.append(difference)
         if math.isinf(difference):
             print(f"worse: the candidate diverged at seed {planned[len(found) - 1]}")
-            return
+            return found
         if decides(found, len(planned)):
             break
     test = t_test(found)
     print(verdict(test, len(planned)))
     print(f"runs: {one.folder} and {other.folder}")
+    return found
 
 
 def verdict(test: TTest, planned: int) -> str:

@@ -19,7 +19,11 @@ HEAD = 'track = "fineweb"\ntrain_steps = 100\n'
 
 
 def parse(text: str, *changes: str):
-    return parse_recipe(HEAD + text, "made", TRACKS, STEPS, changes)
+    return changed(HEAD + text, *changes)
+
+
+def changed(text: str, *changes: str):
+    return parse_recipe(text, "made", TRACKS, STEPS, changes)
 
 
 def test_defaults_of_track_and_step_function_are_filled_in():
@@ -75,6 +79,17 @@ def test_changes_go_over_what_the_file_says():
     recipe = parse(base, *changes)
     assert (recipe.matrix["lr"], recipe.matrix["mlp.*"]["lr"], recipe.matrix["polar"]) == (0.25, 0.5, "cans")
     assert recipe.aux["betas"] == [0.5, 0.6] and recipe.init == {"mlp.fc": 0.2} and recipe.train_steps == 7
+
+
+def test_what_a_change_replaces_takes_its_values_along():
+    whole = parse('[matrix]\nstep = "soap_muon"\nlr = 0.5\n[matrix."mlp.*"]\ntrust = true').toml()
+    recipe = changed(whole, "matrix.memory=bimaxwell", "matrix.begin=9")
+    assert "nesterov" not in recipe.matrix and recipe.matrix["mlp.*"]["trust"] is True
+    other = changed(whole, "matrix.precondition=none")
+    assert "trust" not in other.matrix["mlp.*"] and other.matrix["lr"] == 0.5
+    assert "beta2" not in changed(whole, "matrix.step=muon").matrix
+    with pytest.raises(RecipeError, match=r"\[matrix\] with step 'muon' has no 'beta2'"):
+        changed(whole, "matrix.step=muon", "matrix.beta2=0.5")
 
 
 def test_a_pattern_takes_over_the_values_of_the_same_step_only():

@@ -106,7 +106,32 @@ def test_a_stage_taken_out_is_compared_on_the_seeds_of_the_whole(tmp_path, monke
     write(tmp_path / "nano" / "row_floor" / "a.txt", log_text(*(run(seed, 0.0) for seed in range(4))))
     assert main(["row_floor"]) == 2
     write(tmp_path / "row_floor" / "without_soap" / "a.txt", log_text(*(run(seed, 0.1) for seed in range(3))))
-    found = of_stages.stages(False)
+    found = of_stages.stages_out(False)
     of_soap, of_average = found.tables[0].rows
     assert of_soap[:3] == ["without_soap", 3, pytest.approx(0.101)] and "without_floor" in found.missing
     assert of_average[1:3] == [4, pytest.approx(0.002)]
+
+
+def test_stages_put_in_are_compared_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_stages, "FOLDER", tmp_path)
+    assert main(["own"]) == 2
+    (tmp_path / "own").mkdir()
+    kept = {"radial brake": [0.01, 0.011, 0.012], "no floor": [-0.02, float("-inf")]}
+    (tmp_path / "own" / "numbers.json").write_text(json.dumps(kept))
+    made = []
+
+    def compare(recipe, base, changes, *_):
+        made.append(changes)
+        return [0.001, -0.001, 0.002, 0.0, 0.001, -0.002]
+
+    monkeypatch.setattr(of_stages, "compare_candidate", compare)
+    found = of_stages.stages_in(True)
+    assert set(made) == {changes for name, changes in of_stages.WITH.items() if name not in kept}
+    assert "Better: radial brake; worse: no floor; the others are not decided" in found.verdict
+    assert found.tables[0].rows[0][:3] == ["radial brake", 3, pytest.approx(0.011)] and not found.missing
+
+
+@pytest.mark.parametrize("name", of_stages.WITH)
+def test_what_is_put_in_fits_the_base(name):
+    base = load_recipe("soap_muon", (), shipped_tracks()["nano"])
+    assert load_recipe("soap_muon", of_stages.WITH[name], shipped_tracks()["nano"]) != base

@@ -317,8 +317,12 @@ def parse_recipe(
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
+    said = table
     for change in changes:
         table = merge(table, parse_change(change))
+    for key in ("matrix", "embed", "head"):
+        if isinstance(said.get(key), dict) and isinstance(table[key], dict):
+            table = table | {key: without_replaced(said[key], table[key], steps)}
     check_keys("the recipe", table, [*FACTS, "name", "track", "train_steps", *TABLES])
     track = table.get("track", track or next(iter(tracks)))
     if not isinstance(track, str) or track not in tracks:
@@ -623,6 +627,29 @@ def hyperparameters(
                 raise RecipeError(f"{where} says {name} = {value!r}; expected {keyword.expected}.") from None
         effective[name] = list(value) if isinstance(value, tuple) else value
     return effective
+
+
+def without_replaced(
+    then: dict, now: dict, steps: Mapping[str, Method], around: tuple[dict, dict] = ({}, {})
+) -> dict:
+    """A table of matrices after changes: values of a step or stage that a change replaced go with it.
+
+    around: for a table by pattern, what stood and what stands in the table around it.
+    """
+    rows = [around[0] | plain_in(then), around[1] | plain_in(now)]
+    gone = row_keys(rows[0], steps) - row_keys(rows[1], steps)
+    kept = {key: value for key, value in now.items() if key not in gone or then.get(key) != value}
+    inside = {key: (then[key], value) for key, value in tables_in(now).items() if key in tables_in(then)}
+    return kept | {key: without_replaced(*both, steps, (rows[0], rows[1])) for key, both in inside.items()}
+
+
+def row_keys(table: dict, steps: Mapping[str, Method]) -> set[str]:
+    """The hyperparameters of a table's step with the stages it exchanges; none where that is no row."""
+    stages = {kind: table[kind] for kind in STAGE_KINDS if kind in table}
+    try:
+        return set(steps[table["step"]].row.exchanged(stages).hyperparameters)
+    except (KeyError, TypeError, ValueError):
+        return set()
 
 
 def check_keys(where: str, table: dict, known: list[str]) -> None:

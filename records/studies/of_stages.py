@@ -1,16 +1,22 @@
-"""What each stage of the record's stack is worth: the stack without it, on the seeds of its own entry."""
+"""What a stage is worth: the record's stack without it; the best of the simple methods with it."""
 
+import json
+import math
 import os
 import subprocess
+from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
 from records import RecordError
 from records.judge.logs import Entry, read_entry
-from records.judge.paired import TTest, t_test
+from records.judge.paired import TTest, sequential_level, t_test
 from records.publish.pictures import COLOURS, Picture
+from records.run.recipe import parse_seeds
 from records.run.track import RECORDS, read_track
 from records.studies.page import FOLDER, Findings, Study, Table
+from records.trial import COMMAND
+from records.tune_paired import compare_candidate
 
 ROOT = FOLDER.parents[1]
 STACK, SEEDS = "row_floor", "0-5"
@@ -28,6 +34,23 @@ WITHOUT = {
     "without_schatten4": ["--set", 'matrix.norm="frobenius"'],
 }
 
+BASE, OWN_SEEDS = "soap_muon", "1000-1005"
+# What is put in: name -> changes of the base, whose run has 400 steps.
+WITH: dict[str, tuple[str, ...]] = {
+    "basis of every step": ("matrix.refresh_every=1",),
+    "radial brake": ("matrix.radial_brake=0.5",),
+    "Schatten-4 norm": ('matrix.norm="schatten4"',),
+    "two-timescale momentum": ('matrix.memory="bimaxwell"', "matrix.begin=155"),
+    "floor by row": ("matrix.update_floor=0", "matrix.row_floor=0.3825"),
+    "no floor": ("matrix.update_floor=0",),
+    "no Contra-Muon": ("matrix.contra=0",),
+    "cautious decay, last": ("matrix.cautious=true", "matrix.decay_last=true"),
+    "tail average": ("readout.average.start=316", "readout.average.tau=15"),
+    "momentum up and down": ("schedule.matrix.momentum=[[0, 0.85], [46, 0.95], [360, 0.95], [400, 0.85]]",),
+    "cooldown to the power 1.2": ("schedule.cooldown_power=1.2",),
+    "uniform start": ('init.law="uniform"', 'init.bias="uniform"', "init.gain_signs=0.125"),
+}
+
 
 def run_without(name: str, options: list[str]) -> None:
     """Train the stack without a stage, validated at its ends; its logs go to the study's folder."""
@@ -41,8 +64,33 @@ def last_losses(entry: Entry) -> dict[int, float]:
     return {run.seed: run.validations[-1].val_loss for run in entry.runs if run.seed is not None}
 
 
-def stages(train: bool) -> Findings:
-    """The study."""
+def in_rows(tests: Mapping[str, TTest], slope: float | None) -> list[list]:
+    """A row each of a table; the mean in steps of Muon too, where the track has a slope."""
+    return [
+        [name, test.n, test.mean, test.low, test.high, test.p, test.mean / slope * 100 if slope else None]
+        for name, test in tests.items()
+    ]
+
+
+def intervals(tests: Mapping[str, TTest], what: str) -> Callable[[Figure], None]:
+    """Draws each test's mean and 95%, the first on top."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, test in enumerate(tests.values()):
+            if test.low is not None and test.high is not None:
+                axes.plot([test.low, test.high], [place, place], color=COLOURS[0])
+            axes.plot(test.mean, place, "o", color=COLOURS[0], markersize=5)
+        axes.axvline(0, color="#666", linewidth=1, linestyle="dashed")
+        axes.set_yticks(range(len(tests)), [name.replace("_", " ") for name in tests])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{what}, mean and 95% over paired seeds")
+
+    return draw
+
+
+def stages_out(train: bool) -> Findings:
+    """The study of what is taken out."""
     whole, slope = read_entry(RECORDS / "nano" / STACK), read_track("nano").slope
     losses, tests, absent = last_losses(whole), dict[str, TTest](), []
     for name, options in WITHOUT.items():
@@ -61,22 +109,7 @@ def stages(train: bool) -> Findings:
         [v.raw_val_loss - v.val_loss for v in last if v.raw_val_loss is not None]
     )
     tests = dict(sorted(tests.items(), key=lambda item: -item[1].mean))
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for place, test in enumerate(tests.values()):
-            if test.low is not None and test.high is not None:
-                axes.plot([test.low, test.high], [place, place], color=COLOURS[0])
-            axes.plot(test.mean, place, "o", color=COLOURS[0], markersize=5)
-        axes.axvline(0, color="#666", linewidth=1, linestyle="dashed")
-        axes.set_yticks(range(len(tests)), [name.replace("_", " ") for name in tests])
-        axes.invert_yaxis()
-        axes.set_xlabel("more loss at the last step, mean and 95% over paired seeds")
-
-    rows = [
-        [name, test.n, test.mean, test.low, test.high, test.p, test.mean / slope * 100 if slope else None]
-        for name, test in tests.items()
-    ]
+    rows = in_rows(tests, slope)
     worth = [name for name, test in tests.items() if test.decided and test.mean > 0]
     harmful = [name for name, test in tests.items() if test.decided and test.mean < 0]
     verdict = (
@@ -85,10 +118,48 @@ def stages(train: bool) -> Findings:
     )
     header = ["taken out", "seeds", "more loss", "95% from", "to", "p", "in steps of Muon"]
     numbers = {row[0]: row[1:] for row in rows}
-    picture = Picture(numbers, draw, 7.5, 3.4)
+    picture = Picture(numbers, intervals(tests, "more loss at the last step"), 7.5, 3.4)
     return Findings(
         verdict, f"seeds {SEEDS}", [Table("One stage out at a time", header, rows)],
         {"stages.svg": picture}, numbers, ", ".join(absent),
+    )  # fmt: skip
+
+
+def differences_by_seed(train: bool) -> dict[str, list[float]]:
+    """How much more loss the base has than each candidate, by seed: kept beside the page, or made anew."""
+    kept, base = FOLDER / "own" / "numbers.json", str(RECORDS / "nano" / f"{BASE}.toml")
+    found: dict[str, list[float]] = json.loads(kept.read_text()) if kept.exists() else {}
+    for name, changes in WITH.items():
+        if train and name not in found:
+            home, options = ROOT / "logs" / "tune" / "own", ["--compile"]
+            found[name] = compare_candidate(base, base, changes, OWN_SEEDS, home, COMMAND, options)
+    if not found:
+        raise RecordError(f"expected {kept}, found none; --train makes it in two or three hours")
+    return {name: found[name] for name in WITH if name in found}
+
+
+def stages_in(train: bool) -> Findings:
+    """The study of what is put in."""
+    found, slope = differences_by_seed(train), read_track("nano").slope
+    diverged = [name for name, values in found.items() if not math.isfinite(sum(values))]
+    tests = {name: t_test(values) for name, values in found.items() if name not in diverged}
+    tests = dict(sorted(tests.items(), key=lambda item: -item[1].mean))
+    level = sequential_level(len(parse_seeds(OWN_SEEDS)))
+    decided = [name for name, test in tests.items() if test.p is not None and test.p < level]
+    better = [name for name in decided if tests[name].mean > 0]
+    worse = [name for name in decided if tests[name].mean < 0] + diverged
+    verdict = (
+        f"{len(found)} candidates beside {BASE}, whose learning rate they keep. Better: {told(better)}; "
+        f"worse: {told(worse)}; the others are not decided (p below {level:.2g} after any seed: 1% for "
+        "equals)."
+    )
+    header = ["put in", "seeds", "less loss", "95% from", "to", "p", "in steps of Muon", "changes"]
+    rows = [[*row, "; ".join(WITH[row[0]])] for row in in_rows(tests, slope)]
+    return Findings(
+        verdict, f"seeds {OWN_SEEDS}, fewer where it was decided before",
+        [Table(f"Put into {BASE}", header, rows)],
+        {"stages.svg": Picture(found, intervals(tests, "less loss at the last step"), 7.5, 3.8)},
+        found, ", ".join(name for name in WITH if name not in found),
     )  # fmt: skip
 
 
@@ -99,6 +170,10 @@ def told(names: list[str]) -> str:
 STUDIES = (
     Study(
         STACK, "every stage of the accepted record's stack is worth its place", "published result 46",
-        stages, "--train",
+        stages_out, "--train",
+    ),
+    Study(
+        "own", f"stages of other results make {BASE}, the best of the simple methods here, better",
+        "this project", stages_in, "--train",
     ),
 )  # fmt: skip
