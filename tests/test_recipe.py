@@ -88,6 +88,7 @@ def test_what_a_change_replaces_takes_its_values_along():
     other = changed(whole, "matrix.precondition=none")
     assert "trust" not in other.matrix["mlp.*"] and other.matrix["lr"] == 0.5
     assert "beta2" not in changed(whole, "matrix.step=muon").matrix
+    assert "head_lr" not in changed(whole, "head.step=rownorm", "head.lr=0.1").aux
     with pytest.raises(RecipeError, match=r"\[matrix\] with step 'muon' has no 'beta2'"):
         changed(whole, "matrix.step=muon", "matrix.beta2=0.5")
 

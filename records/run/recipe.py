@@ -317,12 +317,7 @@ def parse_recipe(
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise RecipeError(f"recipe {name} is not TOML: {error}.") from None
-    said = table
-    for change in changes:
-        table = merge(table, parse_change(change))
-    for key in ("matrix", "embed", "head"):
-        if isinstance(said.get(key), dict) and isinstance(table[key], dict):
-            table = table | {key: without_replaced(said[key], table[key], steps)}
+    table = with_changes(table, changes, steps)
     check_keys("the recipe", table, [*FACTS, "name", "track", "train_steps", *TABLES])
     track = table.get("track", track or next(iter(tracks)))
     if not isinstance(track, str) or track not in tracks:
@@ -627,6 +622,24 @@ def hyperparameters(
                 raise RecipeError(f"{where} says {name} = {value!r}; expected {keyword.expected}.") from None
         effective[name] = list(value) if isinstance(value, tuple) else value
     return effective
+
+
+def with_changes(said: dict, changes: Iterable[str], steps: Mapping[str, Method]) -> dict:
+    """A recipe's table with the changes over it; what a change replaces goes: the values of another step or
+    stage, AdamW's rate of an embedding or head that gets a step.
+    """
+    table = said
+    for change in changes:
+        table = merge(table, parse_change(change))
+    for key in ("matrix", "embed", "head"):
+        if isinstance(said.get(key), dict) and isinstance(table[key], dict):
+            table = table | {key: without_replaced(said[key], table[key], steps)}
+    then, now = said.get("aux"), table.get("aux")
+    if isinstance(then, dict) and isinstance(now, dict):
+        rates = [f"{key}_lr" for key in ("embed", "head") if key in table and key not in said]
+        kept = {key: value for key, value in now.items() if key not in rates or then.get(key) != value}
+        table = table | {"aux": kept}
+    return table
 
 
 def without_replaced(

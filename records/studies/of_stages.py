@@ -48,6 +48,23 @@ WITH: dict[str, tuple[str, ...]] = {
     "tail average": ("readout.average.start=316", "readout.average.tau=15"),
     "momentum up and down": ("schedule.matrix.momentum=[[0, 0.85], [46, 0.95], [360, 0.95], [400, 0.85]]",),
     "cooldown to the power 1.2": ("schedule.cooldown_power=1.2",),
+    "balanced squares": ('matrix.precondition="balanced_squares"',),  # in SOAP's place
+    "streaming powers": ('matrix.precondition="streaming_powers"',),
+    "Kronecker factors": ('matrix.precondition="kron"',),
+    "balanced direction": ('matrix.direction="balanced"',),
+    "rows' variance": ('matrix.normalise="row_variance"',),
+    "even rows": ('matrix.normalise="unit_rows"',),
+    "K-FAC of the head": (
+        'around.head_kfac.params=["proj.weight"]',
+        "around.head_kfac.start=215",
+        "around.head_kfac.apply=231",
+        "around.head_kfac.stop=400",
+        "around.head_kfac.strength=[[231, 0.25], [269, 0.75]]",
+        "around.head_kfac.damping=[[231, 0.15], [269, 0.05]]",
+        "around.head_kfac.every=2",
+        "around.head_kfac.row_step=1",
+    ),
+    "even rows of the head": ('head.step="rownorm"', 'head.direction="centred_rows"', "head.lr=0.05"),
     "uniform start": ('init.law="uniform"', 'init.bias="uniform"', "init.gain_signs=0.125"),
 }
 
