@@ -54,6 +54,16 @@ def test_entries_of_one_rank_are_not_shown_to_differ(tmp_path: Path) -> None:
             assert ranking.ranks[better] < ranking.ranks[worse]
 
 
+def test_few_runs_that_show_little_do_not_rank_well(tmp_path: Path) -> None:
+    later = {"first": 0, "second": 5, "third": 10}
+    entries = [summary(tmp_path / name, steps) for name, steps in later.items()]
+    runs = [run_text({s: 1.39 + 0.002 * (215 + luck - s) for s in STEPS}, total=230, seed=seed)
+            for seed, luck in ((0, -12), (1, 10), (2, 2))]  # fmt: skip
+    write(tmp_path / "few" / "a.txt", log_text(*runs, facts=["track: nano"]))
+    few = summarize_entry(read_entry(tmp_path / "few"), NANO.target, NANO.sigma)
+    assert rank([*entries, few], NANO).ranks == {"first": 1, "second": 2, "third": 3, "few": 3}
+
+
 def test_entries_that_miss_the_target_have_no_rank(tmp_path: Path) -> None:
     ranking = rank([summary(tmp_path / "a", 0), summary(tmp_path / "misses", 100)], NANO)
     assert ranking.ranks == {"a": 1} and (ranking.pairs, ranking.decided) == (0, 0)

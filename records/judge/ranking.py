@@ -27,9 +27,10 @@ class Ranking:
 
 
 def rank(entries: Sequence[Summary], track: Track) -> Ranking:
-    """One more than the number of entries ahead: shown to be, or ahead of one that is shown to be.
+    """One more than the number of entries ahead: shown to be, or ahead of one that is shown to be. But no
+    better than the rank of an entry with fewer steps, else few runs would show little and rank well.
 
-    So of two entries of one rank neither is shown to be ahead. Each pair is tested (`pair_test`), with Holm's
+    Of two entries of one rank neither is shown to be ahead. Each pair is tested (`pair_test`), with Holm's
     correction: with probability 1 - FAMILY no pair is decided wrongly.
     """
     shown = [e for e in entries if e.first_significant_step is not None]
@@ -45,13 +46,25 @@ def rank(entries: Sequence[Summary], track: Track) -> Ranking:
         for name in ahead:
             if between in ahead[name]:
                 ahead[name] |= ahead[between]
-    steps = {e.name: steps_to_target(e.runs, track.target) for e in shown}
+    curves = {e.name: steps_to_target(e.runs, track.target) for e in shown}
+    steps = {name: t_test(found) for name, found in curves.items() if found is not None}
     return Ranking(
-        ranks={name: 1 + len(better - {name}) for name, better in ahead.items()},
-        steps={name: t_test(found) for name, found in steps.items() if found is not None},
+        ranks=ranks_in_order({name: better - {name} for name, better in ahead.items()}, steps),
+        steps=steps,
         pairs=len(pairs),
         decided=sum(decided),
     )
+
+
+def ranks_in_order(ahead: dict[str, set[str]], steps: dict[str, TTest]) -> dict[str, int]:
+    """Ranks that rise with the steps and above the rank of whatever is `ahead`, which is transitive."""
+    mean = {name: steps[name].mean if name in steps else np.inf for name in ahead}
+    late = {name: max(mean[other] for other in {name} | better) for name, better in ahead.items()}
+    ranks: dict[str, int] = {}
+    for name in sorted(ahead, key=lambda name: (late[name], len(ahead[name]))):
+        below = [ranks[better] + 1 for better in ahead[name] if better in ranks]
+        ranks[name] = max(1 + len(ahead[name]), *below, max(ranks.values(), default=1))
+    return ranks
 
 
 def pair_test(first: Summary, second: Summary, track: Track) -> tuple[float, float]:

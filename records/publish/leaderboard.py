@@ -171,7 +171,8 @@ def entries_table(entries: Sequence[Standing], ranking: Ranking) -> str:
             )
         )
     notes = (
-        "Rank: one more than the number of entries shown to be ahead. Entries of one rank cannot be told "
+        "Rank: one more than the number of entries shown to be ahead, no better than that of an entry with "
+        "fewer steps to the target. Entries of one rank cannot be told "
         f"apart by these runs: of {ranking.pairs} pairs {ranking.decided} are decided, by paired t-tests of "
         "the steps to the target on shared seeds (by the pairwise rule where none are shared), with Holm's "
         f"correction for the number of pairs (at most {FAMILY:.0%} that any is decided wrongly).\n\n"
