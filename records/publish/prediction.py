@@ -173,7 +173,7 @@ def prediction_picture(paired: Sequence[Pairing]) -> Picture:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        left, right = (heights([point[side] for point in points]) for side in (2, 3))
+        left, right = heights([p.published.step for p in paired]), heights([p.steps for p in paired])
         for (number, name, published, here), *ends in zip(points, left, right, strict=True):
             off = here / published / usual
             colour = list(kinds.values())[(off > 1.1) + 2 * (off < 0.9)]
@@ -206,7 +206,7 @@ def heights(steps: Sequence[float]) -> np.ndarray:
     return (places - places.min()) / span
 
 
-def spread(places: Sequence[float], gap: float) -> np.ndarray:
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
     """Rising places, moved as little as possible (least squares) to be at least `gap` apart."""
     steps = gap * np.arange(len(places))
-    return isotonic_regression(np.asarray(places) - steps).x + steps
+    return isotonic_regression(places - steps).x + steps
