@@ -57,7 +57,7 @@ def test_places_stand_best_first_and_far_ones_as_numbers() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted), st.floats(0.01, 0.2))
 def test_labels_are_spread_in_their_order_and_those_apart_stay(places: list[float], gap: float) -> None:
-    found = spread(places, gap)
+    found = spread(np.asarray(places), gap)
     assert np.all(np.diff(found) >= gap - 1e-9)
     assert found.mean() == pytest.approx(np.mean(places), abs=1e-9)
     if np.all(np.diff(places) >= gap):
