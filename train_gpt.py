@@ -443,15 +443,17 @@ def make_model(recipe: Recipe, seed: int, device: torch.device, compiled: bool) 
 
 def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
     """Seconds of compiling, before any clock runs: three updates of a model that is thrown away, one loss."""
-    began, shape = time.perf_counter(), (args.micro_batch, recipe.track.context)
-    tokens = torch.zeros(shape, dtype=torch.int64, device=world.device)
+    began, track, rows = time.perf_counter(), recipe.track, args.micro_batch
+    shape = rows * max(recipe.micro_batches() // world.size, 1), track.context
+    drawn = torch.randint(track.token_limit, shape, generator=torch.Generator().manual_seed(0))
+    tokens = drawn.to(world.device)  # of equal tokens some decompositions fail
     model = make_model(recipe, 0, world.device, args.compile)
     optimizers, alone = build_optimizers(model, recipe), World(0, 1, world.device)
     for _ in range(3):  # the first makes the optimizers' states, the second compiles for them
-        compute_gradients(model, optimizers, (tokens, tokens), args.micro_batch, alone)
+        compute_gradients(model, optimizers, (tokens, tokens), rows, alone)
         apply_update(optimizers)
     with torch.no_grad():
-        model(tokens, tokens)
+        model(tokens[:rows], tokens[:rows])
     world.barrier()
     return round(time.perf_counter() - began, 1)
 
@@ -669,11 +671,8 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
         raise RunError(f"--resume: the run used other data (- then, + now): {told}")
     on_gpu = world.agreed(lambda: has_gpu(checked=track.name != "nano"), USER_ERRORS)
     args.compile = world.agreed(lambda: compiles(args.compile, on_gpu), USER_ERRORS)
-    parts = [table["micro_batches"] for table in recipe.around.values() if "micro_batches" in table]
-    if parts and args.micro_batch is None:
-        args.micro_batch = track.batch_tokens // track.context // parts[0]
     memory = torch.cuda.mem_get_info(world.device) if on_gpu else None
-    sizes = track, world.size, args.micro_batch, args.compile, LOSS_ROWS, memory
+    sizes = track, world.size, args.micro_batch, args.compile, LOSS_ROWS, memory, recipe.micro_batches()
     args.micro_batch = world.agreed(lambda: choose_micro_batch(*sizes), USER_ERRORS)
     catch_signals(STOP, shown=world.rank == 0)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.name}-{os.urandom(2).hex()}.txt"
@@ -709,6 +708,8 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
         leave(told, status, os.environ.get("LOCAL_RANK", "0") == "0")
     except torch.OutOfMemoryError:  # of this process, maybe of no other
         leave(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.", ENDED, True)
+    except torch.linalg.LinAlgError as error:
+        leave(f"error: {str(error).splitlines()[0]} Try a lower learning rate.", ENDED, True)
     except RuntimeError as error:
         leave(gone_process(error), ENDED, os.environ.get("LOCAL_RANK", "0") == "0")
 

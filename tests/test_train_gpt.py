@@ -311,6 +311,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_checkpoint(small_track, t
     assert str(checkpoint) in told
 
 
+def test_a_decomposition_that_fails_ends_the_run_in_one_line(small_track, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gpt, "apply_update", lambda _: torch.linalg.cholesky(-torch.eye(2)))
+    told = refusal("--recipe", "muon", "--steps", "9", out=tmp_path, data=small_track, status=ENDED)
+    assert told.startswith("error: linalg.cholesky: ") and told.endswith("Try a lower learning rate.")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -1,5 +1,6 @@
 """Starting on the machine that is there: its GPU, compiler and memory, one process or many."""
 
+import argparse
 import dataclasses
 import os
 import re
@@ -202,6 +203,21 @@ def test_rows_that_the_processes_do_not_divide():
     track = dataclasses.replace(shipped_tracks()["nano"], context=64, batch_tokens=3 * 64)
     with pytest.raises(RunError, match="2 processes do not divide 3 rows"):
         machine.choose_micro_batch(track, 2, None, False, train_gpt.LOSS_ROWS, None)
+
+
+def test_a_recipe_may_want_a_number_of_micro_batches():
+    nano, rest = shipped_tracks()["nano"], (False, train_gpt.LOSS_ROWS, None, 8)
+    assert [machine.choose_micro_batch(nano, processes, None, *rest) for processes in (1, 4)] == [2, 2]
+    for processes, asked in ((1, 4), (16, None)):
+        with pytest.raises(RunError, match="wants 8 micro-batches .* --micro-batch 2 or none"):
+            machine.choose_micro_batch(nano, processes, asked, *rest)
+
+
+@pytest.mark.parametrize("name", ["isomuon", "shampoo_pseudo_inverse"])
+def test_what_is_trained_to_compile_is_a_whole_update(name):
+    recipe = train_gpt.load_recipe(name, track=shipped_tracks()["nano"])
+    args = argparse.Namespace(micro_batch=2, compile=False)
+    assert train_gpt.warm_up(recipe, World(0, 1, torch.device("cpu")), args) >= 0
 
 
 # -- several processes

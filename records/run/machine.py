@@ -41,17 +41,26 @@ def find_compiler(for_gpu: bool) -> str | None:
 
 def choose_micro_batch(
     track: Track, processes: int, asked: int | None, compiled: bool, loss_rows: int,
-    memory: tuple[int, int] | None,
+    memory: tuple[int, int] | None, parts: int = 1,
 ) -> int:  # fmt: skip
     """Rows of one forward and backward pass: as asked, else the most that the memory holds (CPU: 1 GiB).
 
-    memory: free and total bytes of the GPU; None on a CPU. Raises RunError for rows that do not divide.
+    memory: free and total bytes of the GPU; None on a CPU. parts: above 1, the number of passes that the
+    recipe wants for a global batch. Raises RunError for rows that do not divide, and for another number.
     """
     rows, rest = divmod(track.batch_tokens, track.context * processes)
     if rest:
         raise RunError(f"{processes} processes do not divide {track.batch_tokens // track.context} rows.")
     if asked is not None and (asked < 1 or rows % asked):
         raise RunError(f"--micro-batch {asked} does not divide the {rows} rows of a process.")
+    if parts > 1:
+        wanted, rest = divmod(rows * processes, parts)
+        if rest or parts % processes or asked not in (None, wanted):
+            raise RunError(
+                f"the recipe wants {parts} micro-batches of a batch of {rows * processes} rows: expected "
+                f"processes that divide {parts}, and --micro-batch {wanted} or none."
+            )
+        return wanted
     fixed, token = memory_needed(track, compiled, loss_rows)
     held = min(0.85 * memory[1], memory[0]) - fixed if memory else 2**30
     fitting = (m for m in range(rows, 1, -1) if rows % m == 0 and m * track.context * token <= held)

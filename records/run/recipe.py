@@ -152,6 +152,10 @@ class Recipe:
         """The tables of [around], then those of [readout], by name: the order in which they work."""
         return {**self.around, **self.readout}
 
+    def micro_batches(self) -> int:
+        """How many a global batch is to have, as what is around the update asks; 1 where it does not."""
+        return max((table.get("micro_batches", 1) for table in self.around.values()), default=1)
+
     def patterns(self) -> dict[str, dict]:
         """The tables of [matrix] for some matrices only, by pattern."""
         return tables_in(self.matrix)

@@ -55,8 +55,7 @@ class Training:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, track.vocab_size, (rows, track.context + 1), generator=generator)
         self.batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        parts = [table["micro_batches"] for table in recipe.around.values() if "micro_batches" in table]
-        self.micro_batch = rows // (parts[0] if parts else 1)
+        self.micro_batch = rows // recipe.micro_batches()
         self.update = int(0.9 * recipe.train_steps)
         around = beginnings({"around": recipe.around, "readout": recipe.readout})
         for update in sorted(at for at in {0, 1} | around if at < self.update):
