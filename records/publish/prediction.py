@@ -168,16 +168,16 @@ def prediction_picture(paired: Sequence[Pairing]) -> Picture:
     """
     points = [(p.number, p.name, p.published.step, p.steps) for p in paired]
     usual = float(np.median([here / published for *_, published, here in points]))
-    kinds = {f"as expected: published x {usual:.3f}": "#999999", "10% slower here": COLOURS[1],
-             "10% faster here": COLOURS[0]}  # fmt: skip
+    expected, slower, faster = f"as expected: published x {usual:.3f}", "10% slower here", "10% faster here"
+    colours = {expected: "#999999", slower: COLOURS[1], faster: COLOURS[0]}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         left, right = heights([p.published.step for p in paired]), heights([p.steps for p in paired])
         for (number, name, published, here), *ends in zip(points, left, right, strict=True):
             off = here / published / usual
-            colour = list(kinds.values())[(off > 1.1) + 2 * (off < 0.9)]
-            axes.plot((0, 1), ends, color=colour, linewidth=1.3)
+            kind = slower if off > 1.1 else faster if off < 0.9 else expected
+            axes.plot((0, 1), ends, color=colours[kind], linewidth=1.3)
             for x, y, text in (
                 (0, ends[0], f"{published:,}  #{number}"),
                 (1, ends[1], f"{here:.0f}  {name}"),
@@ -190,7 +190,7 @@ def prediction_picture(paired: Sequence[Pairing]) -> Picture:
         axes.invert_yaxis()
         axes.set_axis_off()
         axes.set_title("Published steps and result, steps here and entry")
-        lines = [Line2D([], [], color=colour, label=kind) for kind, colour in kinds.items()]
+        lines = [Line2D([], [], color=colour, label=kind) for kind, colour in colours.items()]
         axes.legend(handles=lines, frameon=False, fontsize=8, loc="upper center", ncols=3,
                     bbox_to_anchor=(0.5, 0.02))  # fmt: skip
 

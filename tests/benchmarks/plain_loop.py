@@ -112,7 +112,7 @@ class Loop:
         if plain.optimizer:
             ours = self.optimizers[-1]
             params = [p for group in ours.param_groups for p in group["params"]]
-            self.optimizers[-1] = PlainMuon(params, {**recipe.matrix, "momentum": 0.95}, precision)
+            self.optimizers[-1] = PlainMuon(params, recipe.matrix, precision)
         generator = torch.Generator().manual_seed(0)
         rows = track.batch_tokens // track.context
         tokens = torch.randint(0, track.vocab_size, (rows, track.context + 1), generator=generator)
