@@ -9,7 +9,7 @@ import torch
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
 from records.run.track import shipped_tracks
-from records.studies import of_noise, of_stages, of_trainings, page
+from records.studies import of_comparisons, of_noise, of_stages, of_trainings, page
 from records.studies.__main__ import STUDIES, main
 from records.studies.of_matrices import first_update, gaussian, spectrum
 from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started
@@ -48,7 +48,7 @@ def test_a_page_holds_claim_verdict_command_figure_and_numbers(tmp_path, monkeyp
 def test_without_runs_a_study_of_trainings_names_the_commands(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(of_trainings, "FOLDER", tmp_path)
     assert main(["dying_neurons"]) == 2
-    assert "--instruments --out" in capsys.readouterr().err
+    assert "--instruments --compile --out" in capsys.readouterr().err
 
 
 def test_a_study_of_trainings_reads_its_runs_and_says_what_is_missing(tmp_path, monkeypatch):
@@ -135,3 +135,54 @@ def test_stages_put_in_are_compared_once_and_kept(tmp_path, monkeypatch):
 def test_what_is_put_in_fits_the_base(name):
     base = load_recipe("soap_muon", (), shipped_tracks()["nano"])
     assert load_recipe("soap_muon", of_stages.WITH[name], shipped_tracks()["nano"]) != base
+
+
+def test_polar_factors_are_compared_with_the_exact_one_on_its_seeds(tmp_path, monkeypatch):
+    for module in (of_trainings, of_comparisons):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    for name, error, more in (("svd", 0.0, 0.0), ("quintic-5", 0.2, 0.01), ("simple-3", 0.9, 0.1)):
+        folder = tmp_path / "polar_error" / name
+        lasts = {seed: 2 + 0.1 * seed + more * (1 + 0.01 * seed) for seed in range(3)}
+        runs = [run_text({0: 5.5, 9: last}, 9, seed, "") for seed, last in lasts.items()]
+        write(folder / "a.txt", log_text(*runs))
+        InstrumentLog(folder / "a.txt", 0, 1).write(
+            0, {"blocks.0.attn.q.weight": {"polar_error_rms": error}}, {}
+        )
+    found = STUDIES["polar_error"].find(False)
+    assert "rank correlation of Muon's error with its loss is 1.00" in found.verdict
+    assert "higher: quintic-5, simple-3; lower: none" in found.verdict
+    assert [row[0] for row in found.tables[0].rows] == ["svd", "quintic-5", "simple-3"]
+    assert "cans-8" in found.missing
+
+
+def writing_expansion(folder, loss):
+    """In place of a training: a log of the last losses that loss(method, ratio, lr, seed) gives."""
+
+    def made(study, run, train):
+        options = dict(zip(run.options[::2], run.options[1::2], strict=False))
+        ratio = int(options["--track"].removesuffix(".toml").rpartition("mlp")[2])
+        lr = float(options["--set"].partition("=")[2])
+        seeds = [1000] if options["--seeds"] == "1000" else range(6)
+        lasts = {seed: loss(run.name.partition("-")[0], ratio, lr, seed) for seed in seeds}
+        runs = [run_text({0: 5.5, 9: last}, 9, seed, "") for seed, last in lasts.items()]
+        write(folder / "expansion" / run.name / "a.txt", log_text(*runs))
+        return True
+
+    return made
+
+
+def test_the_gain_by_expansion_is_taken_at_each_methods_own_learning_rate(tmp_path, monkeypatch):
+    def loss(method, ratio, lr, seed):
+        best = {"muon": 0.0287, "aurora": 0.0287 * 1.6**3}[method]
+        gain = 0.01 * np.log2(ratio) * (1 + 0.01 * (seed % 6)) if method == "aurora" else 0.0
+        return 2 + 0.1 * (seed % 6) + np.log(lr / best) ** 2 - gain
+
+    monkeypatch.setattr(of_comparisons, "FOLDER", tmp_path)
+    monkeypatch.setattr(of_comparisons, "made", writing_expansion(tmp_path, loss))
+    found = STUDIES["expansion"].find(True)
+    rates = found.numbers[16]["lr"]
+    assert rates == {"muon": pytest.approx(0.0287), "aurora": pytest.approx(0.0287 * 1.6**3)}
+    assert [row[2] for row in found.tables[0].rows] == pytest.approx(
+        [0, 0.0103, 0.0205, 0.0308, 0.041], abs=2e-4
+    )
+    assert "the claim shows" in found.verdict and not found.missing

@@ -10,12 +10,11 @@ import time
 
 from records import RecordError
 from records.run.signals import say
-from records.studies import of_matrices, of_noise, of_stages, of_trainings
+from records.studies import of_comparisons, of_matrices, of_noise, of_stages, of_trainings
 from records.studies.page import Study, write_page
 
-STUDIES: dict[str, Study] = {
-    study.name: study for room in (of_matrices, of_trainings, of_stages, of_noise) for study in room.STUDIES
-}
+ROOMS = (of_matrices, of_comparisons, of_trainings, of_stages, of_noise)
+STUDIES: dict[str, Study] = {study.name: study for room in ROOMS for study in room.STUDIES}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,16 +4,14 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Mapping
-
-from matplotlib.figure import Figure
 
 from records import RecordError
-from records.judge.logs import Entry, read_entry
+from records.judge.logs import read_entry
 from records.judge.paired import TTest, sequential_level, t_test
-from records.publish.pictures import COLOURS, Picture
+from records.publish.pictures import Picture
 from records.run.recipe import parse_seeds
 from records.run.track import RECORDS, read_track
+from records.studies.differences import in_rows, intervals, last_losses
 from records.studies.page import FOLDER, Findings, Study, Table
 from records.trial import COMMAND
 from records.tune_paired import compare_candidate
@@ -74,36 +72,6 @@ def run_without(name: str, options: list[str]) -> None:
     recipe = [] if "--recipe" in options else ["--recipe", f"records/nano/{STACK}.toml"]
     command = ["./run.sh", *recipe, *options, "--seeds", SEEDS, "--compile", "--validate-ends"]
     subprocess.run([*command, "--out", os.path.relpath(FOLDER / STACK / name, ROOT)], cwd=ROOT, check=True)
-
-
-def last_losses(entry: Entry) -> dict[int, float]:
-    """The last validation loss of each seed."""
-    return {run.seed: run.validations[-1].val_loss for run in entry.runs if run.seed is not None}
-
-
-def in_rows(tests: Mapping[str, TTest], slope: float | None) -> list[list]:
-    """A row each of a table; the mean in steps of Muon too, where the track has a slope."""
-    return [
-        [name, test.n, test.mean, test.low, test.high, test.p, test.mean / slope * 100 if slope else None]
-        for name, test in tests.items()
-    ]
-
-
-def intervals(tests: Mapping[str, TTest], what: str) -> Callable[[Figure], None]:
-    """Draws each test's mean and 95%, the first on top."""
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for place, test in enumerate(tests.values()):
-            if test.low is not None and test.high is not None:
-                axes.plot([test.low, test.high], [place, place], color=COLOURS[0])
-            axes.plot(test.mean, place, "o", color=COLOURS[0], markersize=5)
-        axes.axvline(0, color="#666", linewidth=1, linestyle="dashed")
-        axes.set_yticks(range(len(tests)), [name.replace("_", " ") for name in tests])
-        axes.invert_yaxis()
-        axes.set_xlabel(f"{what}, mean and 95% over paired seeds")
-
-    return draw
 
 
 def stages_out(train: bool) -> Findings:

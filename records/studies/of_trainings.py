@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from records import RecordError
 from records.judge.logs import read_entry
 from records.publish.instruments_view import Measured, layer_and_kind, measured_run
 from records.publish.pictures import COLOURS, Picture
+from records.studies.differences import last_losses
 from records.studies.page import FOLDER, Findings, Study, Table
 
 ROOT = FOLDER.parents[1]
@@ -32,36 +34,27 @@ class Run:
 
     def command(self, folder: Path) -> list[str]:
         out = os.path.relpath(folder / self.name, ROOT)
-        return ["./run.sh", "--track", "nano", *self.options, "--instruments", "--out", out]
+        return ["./run.sh", "--track", "nano", *self.options, "--compile", "--out", out]
 
 
 def recipe_runs(names: Sequence[str], seeds: str, *options: str) -> list[Run]:
-    return [Run(name, ["--recipe", f"records/nano/{name}.toml", "--steps", "450", "--seeds", seeds, *options])
-            for name in names]  # fmt: skip
+    return [Run(name, ["--recipe", f"records/nano/{name}.toml", "--steps", "450", "--seeds", seeds, *options,
+                       "--instruments"]) for name in names]  # fmt: skip
 
 
-def expansion_runs() -> list[Run]:
-    """Muon and Aurora at MLP expansions of 1 to 16, three learning rates each, six seeds."""
-    runs = []
-    for ratio in (1, 2, 4, 8, 16):
-        for method, lr in (("muon", 0.0287), ("aurora", 0.0287)):
-            for factor in (0.6, 1.0, 1.6):
-                name = f"{method}-{ratio}x-lr{lr * factor:.3g}"
-                track = os.path.relpath(FOLDER / "expansion" / f"mlp{ratio}.toml", ROOT)
-                options = ["--track", track, "--recipe", f"records/nano/{method}.toml", "--steps", "450",
-                           "--set", f"matrix.lr={lr * factor:.3g}", "--seeds", "0-5"]  # fmt: skip
-                runs.append(Run(name, options))
-    return runs
+def made(study: str, run: Run, train: bool) -> bool:
+    """Whether the run's log is in the study's folder, after a training where it was not and may be."""
+    own = FOLDER / study / run.name
+    if train and not list(own.glob("*.txt")):
+        subprocess.run(run.command(FOLDER / study), cwd=ROOT, check=True)
+    return bool(list(own.glob("*.txt")))
 
 
 def runs_there(study: str, runs: Sequence[Run], train: bool) -> dict[str, Measured]:
     """The measured runs by name. Raises RecordError where there is none, with the commands that make them."""
     folder, found = FOLDER / study, {}
     for run in runs:
-        own = folder / run.name
-        if train and not list(own.glob("*.txt")):
-            subprocess.run(run.command(folder), cwd=ROOT, check=True)
-        logs = sorted(own.glob("*.txt"))
+        logs = sorted((folder / run.name).glob("*.txt")) if made(study, run, train) else []
         if logs and (measured := measured_run(run.name, logs)):
             found[run.name] = measured
     if not found:
@@ -72,8 +65,8 @@ def runs_there(study: str, runs: Sequence[Run], train: bool) -> dict[str, Measur
 
 def last_loss(study: str, name: str) -> float | None:
     """The mean over seeds of the last validation loss of a run's logs."""
-    runs = [run for run in read_entry(FOLDER / study / name).runs if run.validations]
-    return sum(run.validations[-1].val_loss for run in runs) / len(runs) if runs else None
+    losses = last_losses(read_entry(FOLDER / study / name))
+    return fmean(losses.values()) if losses else None
 
 
 def series(run: Measured, quantity: str, kind: str = "") -> tuple[list[int], list[float]]:
@@ -160,20 +153,11 @@ def scales(runs: dict[str, Measured]) -> str:
     return compared(runs, "step_scale", "", "namo", "namo-4x")
 
 
-def expanded(runs: dict[str, Measured]) -> str:
-    losses = {name: loss for name in runs if (loss := last_loss("expansion", name)) is not None}
-    best: dict[tuple[str, str], float] = {}
-    for name, loss in losses.items():
-        method, ratio, _ = name.split("-", 2)
-        best[ratio, method] = min(loss, best.get((ratio, method), loss))
-    ratios = [ratio for ratio, method in best if method == "aurora" and (ratio, "muon") in best]
-    told = ", ".join(f"{ratio} {best[ratio, 'muon'] - best[ratio, 'aurora']:.4f}" for ratio in ratios)
-    return f"Muon's loss less Aurora's, each at its best learning rate: {told or 'no pair of runs yet'}."
-
-
-NOISE = [*recipe_runs(["namo", "namo_d"], "0"),
-         Run("namo-4x", ["--recipe", "records/nano/namo.toml", "--steps", "112", "--seeds", "0",
-                         "--track", "records/studies/noise_scales/batch4x.toml"])]  # fmt: skip
+BATCH = ["--track", "records/studies/noise_scales/batch4x.toml", "--steps", "112", "--seeds", "0"]
+NOISE = [
+    *recipe_runs(["namo", "namo_d"], "0"),
+    Run("namo-4x", ["--recipe", "records/nano/namo.toml", *BATCH, "--instruments"]),
+]
 STUDIES = tuple(
     Study(name, claim, source, partial(of_trainings, name, runs, quantities, verdict), "--train")
     for name, claim, source, runs, quantities, verdict in (
@@ -184,11 +168,6 @@ STUDIES = tuple(
             [("dead", "mlp"), ("faint", "mlp"), ("row_variation", "mlp.fc"),
              ("leverage_variation", "mlp.fc")],
             dying,
-        ),
-        (
-            "expansion",
-            "Aurora's gain over Muon grows with the expansion of the MLP", "Aurora fig. 11",
-            expansion_runs(), [("row_variation", "mlp.fc")], expanded,
         ),
         (
             "nora_norms",

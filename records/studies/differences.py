@@ -1,0 +1,39 @@
+"""Runs of two kinds on common seeds: their differences by seed, in a table and in a picture."""
+
+from collections.abc import Callable, Mapping
+
+from matplotlib.figure import Figure
+
+from records.judge.logs import Entry
+from records.judge.paired import TTest
+from records.publish.pictures import COLOURS
+
+
+def last_losses(entry: Entry) -> dict[int, float]:
+    """The last validation loss of each seed."""
+    return {run.seed: run.validations[-1].val_loss for run in entry.runs if run.seed is not None}
+
+
+def in_rows(tests: Mapping[str, TTest], slope: float | None) -> list[list]:
+    """A row each of a table; the mean in steps of Muon too, where the track has a slope."""
+    return [
+        [name, test.n, test.mean, test.low, test.high, test.p, test.mean / slope * 100 if slope else None]
+        for name, test in tests.items()
+    ]
+
+
+def intervals(tests: Mapping[str, TTest], what: str) -> Callable[[Figure], None]:
+    """Draws each test's mean and 95%, the first on top."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, test in enumerate(tests.values()):
+            if test.low is not None and test.high is not None:
+                axes.plot([test.low, test.high], [place, place], color=COLOURS[0])
+            axes.plot(test.mean, place, "o", color=COLOURS[0], markersize=5)
+        axes.axvline(0, color="#666", linewidth=1, linestyle="dashed")
+        axes.set_yticks(range(len(tests)), [name.replace("_", " ") for name in tests])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{what}, mean and 95% over paired seeds")
+
+    return draw
