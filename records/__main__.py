@@ -17,6 +17,7 @@ COMMANDS = {  # the last word of each is the command; only the chosen module is 
     "publish.submit": "check logs and make an entry of them",
     "publish.leaderboard": "regenerate the leaderboard of a track",
     "publish.report": "one offline HTML file about entries",
+    "run.stretch": "a recipe for a run of another length",
     "judge.extract": "the script at the head of a log",
     "judge.fixed_parts": "digests of what the rules fix, and a new version of them",
 }

@@ -43,11 +43,12 @@ from records.run.recipe import (
     parse_change,
     parse_seeds,
     read_recipe,
+    read_table,
     toml_lines,
 )
 from records.run.track import read_track, shipped_tracks
 from records.trial import COMMAND, ROOT, TuneError, train
-from records.tune_paired import compare_candidate, read_table
+from records.tune_paired import compare_candidate
 
 SPREAD_TRIALS = 6  # the recipe and five points spread over the ranges
 

@@ -10,14 +10,19 @@ import hashlib
 import math
 import os
 import shutil
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from records.judge.paired import FIRST_LOOK, TTest, decides, sequential_level, t_test
-from records.run.recipe import RecipeError, find_recipe, merge, parse_change, parse_seeds, toml_lines
+from records.run.recipe import (
+    find_recipe,
+    merge,
+    parse_change,
+    parse_seeds,
+    read_table,
+    toml_lines,
+)
 from records.run.track import shipped_tracks
 from records.trial import TuneError, runs_in, train
 
@@ -29,14 +34,6 @@ class Contender:
     recipe: Path
     changes: tuple[str, ...]  # KEY=VALUE
     folder: Path
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """What a recipe's file says, as it stands there. Raises RecipeError where it is no TOML in UTF-8."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"recipe {path}: expected TOML in UTF-8, found otherwise: {error}") from None
 
 
 def contender(source: str, changes: Sequence[str], home: Path, arguments: Sequence[str]) -> Contender:

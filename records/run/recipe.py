@@ -254,6 +254,14 @@ def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = N
     return path
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """What a recipe's file says, as it stands there. Raises RecipeError where it is no TOML in UTF-8."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe {path}: expected TOML in UTF-8, found otherwise: {error}") from None
+
+
 def record_file(records: Path) -> Path:
     """The recipe of the accepted published result with the fewest steps. Raises RecipeError without one."""
     for path in sorted(records.glob("*/published.json")):
