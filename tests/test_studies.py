@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from records.judge.compare import published_side
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
-from records.run.track import shipped_tracks
-from records.studies import of_comparisons, of_noise, of_stages, of_trainings, page
+from records.run.recipe import read_table
+from records.run.track import RECORDS, read_track, shipped_tracks
+from records.studies import of_comparisons, of_noise, of_proxies, of_stages, of_trainings, page, warm_start
 from records.studies.__main__ import STUDIES, main
 from records.studies.of_matrices import first_update, gaussian, spectrum
 from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started
+from records.studies.of_proxies import CHOOSE, JUDGE, METHODS, agreement, contradictions
 from records.studies.page import Findings, Study, Table, write_page
 from tests.log_text import log_text, run_text, write
 from tests.made_logs import write_log
-from train_gpt import load_recipe
+from train_gpt import ROOT, load_recipe
 
 
 def test_spectrum_of_an_orthogonal_matrix_and_of_a_stretched_one():
@@ -186,3 +189,65 @@ def test_the_gain_by_expansion_is_taken_at_each_methods_own_learning_rate(tmp_pa
         [0, 0.0103, 0.0205, 0.0308, 0.041], abs=2e-4
     )
     assert "the claim shows" in found.verdict and not found.missing
+
+
+def made_losses(methods, order: float, seeds=(0, 1)) -> dict:
+    """Losses that follow the published order, or its opposite where `order` is -1."""
+    return {
+        method: {
+            seed: 2 + order * 1e-4 * published_side(str(METHODS[method])).step + 0.001 * seed
+            for seed in seeds
+        }
+        for method in methods
+    }
+
+
+def test_a_proxy_agrees_contradicts_and_counts_the_pairs_that_are_decided():
+    assert agreement(made_losses(METHODS, 1.0), list(METHODS)).estimate > 0.95
+    assert agreement(made_losses(METHODS, -1.0), list(METHODS)).estimate < -0.95
+    assert agreement(made_losses(METHODS, 1.0), ["muon", "adamw"]) is None
+    both, otherwise = contradictions(made_losses(METHODS, 1.0))
+    assert both > 300 and otherwise == 0
+    assert contradictions(made_losses(METHODS, -1.0)) == (both, both)
+
+
+def test_the_halves_share_no_method_and_every_method_has_an_entry_and_a_result():
+    assert not set(CHOOSE) & set(JUDGE) and sorted([*CHOOSE, *JUDGE]) == sorted(METHODS)
+    for method, number in METHODS.items():
+        assert read_table(RECORDS / "nano" / f"{method}.toml")["published"] == number
+    steps = [published_side(str(number)).step for number in METHODS.values()]
+    assert steps == sorted(steps)
+
+
+def test_the_best_of_the_half_that_chooses_is_judged_on_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_proxies, "HOME", tmp_path)
+    monkeypatch.setattr(of_proxies, "RUNS", tmp_path / "runs")
+    assert main(["proxies"]) == 2
+    losses = {"nano": made_losses(METHODS, -1.0), "micro": made_losses(METHODS, 1.0)}
+    losses["width"] = made_losses(CHOOSE, -1.0)
+    (tmp_path / "numbers.json").write_text(json.dumps({"losses": losses}))
+    found = STUDIES["proxies"].find(False)
+    assert "micro is chosen. On the other half micro has 1.00, nano -1.00" in found.verdict
+    assert "width of 15 methods" in found.missing and "warm of 30 methods" in found.missing
+
+
+def test_a_candidates_run_has_the_stretched_recipe_and_its_track(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_proxies, "RUNS", tmp_path)
+    for name, candidate in of_proxies.CANDIDATES.items():
+        words = of_proxies.command(name, "row_floor", "0-1")
+        made = read_table(tmp_path / name / "row_floor.toml")
+        assert made["train_steps"] == candidate.steps and "--validate-ends" in words
+        assert load_recipe(
+            str(tmp_path / name / "row_floor.toml"),
+            (),
+            read_track(ROOT / candidate.track if "/" in candidate.track else "nano"),
+        )
+
+
+def test_a_warm_model_starts_from_the_weights_of_its_seed(tmp_path, monkeypatch):
+    recipe = load_recipe("muon", (), shipped_tracks()["nano"])
+    cold = warm_start.cold_model(recipe, 3, warm_start.ALONE.device, False)
+    torch.save(cold.state_dict(), tmp_path / "warm-5.pt")
+    monkeypatch.setattr(warm_start, "FOLDER", tmp_path)
+    warm = warm_start.warm_model(recipe, 5, warm_start.ALONE.device, False)
+    assert all(torch.equal(a, b) for a, b in zip(warm.parameters(), cold.parameters(), strict=True))

@@ -13,9 +13,10 @@ from optimizers.instruments import measure, singular_values
 from optimizers.polar import DEFAULT_STEPS, polar
 from optimizers.stage import STEPS, named_step
 from optimizers.stages.precondition import equalize
-from optimizers.world import World
 from records.publish.pictures import COLOURS, Picture
 from records.studies.page import Cell, Findings, Study, Table
+from records.studies.short_training import ALONE, trained
+from train_gpt import load_recipe, make_model
 
 SEEDS = range(10)
 SHAPES = ((64, 64), (256, 64), (64, 256))
@@ -43,18 +44,9 @@ def random_matrices(row_spread: float) -> Matrices:
 @functools.cache
 def momenta() -> Matrices:
     """Muon's momenta after TRAINED updates of nano, seed 0, by kind of matrix; one of each layer."""
-    import train_gpt
-
-    recipe = train_gpt.load_recipe("muon")
-    world = World(0, 1, torch.device("cpu"))
-    data = train_gpt.open_data(train_gpt.ROOT / "data", recipe)
-    model = train_gpt.make_model(recipe, 0, world.device, False)
-    optimizers = train_gpt.build_optimizers(model, recipe, False)
-    batches = train_gpt.training_batches(data.train, data.blocks[:TRAINED], recipe.track, world)
-    for step, batch in enumerate(batches):
-        train_gpt.set_learning_rates(optimizers, recipe, step)
-        train_gpt.compute_gradients(model, optimizers, batch, len(batch[0]), world)
-        train_gpt.apply_update(optimizers)
+    recipe = load_recipe("muon")
+    model = make_model(recipe, 0, ALONE.device, False)
+    optimizers, _ = trained(model, recipe, range(TRAINED))
     matrix = next(each for each in optimizers if isinstance(each, MatrixOptimizer))
     named = {name: matrix.state[p]["momentum"] for name, p in model.named_parameters() if p in matrix.state}
     return {

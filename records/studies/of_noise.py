@@ -11,29 +11,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from data.shards import open_corpus
-from optimizers.world import World
 from records import RecordError
 from records.judge.logs import read_entry
 from records.publish.pictures import COLOURS, Picture
 from records.run.recipe import Recipe
 from records.run.track import RECORDS, read_track
 from records.studies.page import FOLDER, Findings, Study, Table
-from train_gpt import (
-    GPT,
-    apply_update,
-    build_optimizers,
-    compute_gradients,
-    load_recipe,
-    make_model,
-    read_block,
-    set_learning_rates,
-    validate,
-)
+from records.studies.short_training import ALONE, ROWS, trained
+from train_gpt import GPT, load_recipe, make_model, validate
 
 STEPS = 200
-ALONE = World(0, 1, torch.device("cpu"))
-ROWS = 16  # of a micro-batch
 ENDS = ("embed.", "proj.")  # the embedding and the head
 
 
@@ -80,17 +67,9 @@ def losses(recipe: Recipe, setting: Setting) -> list[float]:
     """Trains a setting; its loss on every part of the validation shard that is as long as the track's."""
     track = recipe.track
     torch.set_num_threads(setting.threads)
-    folder = RECORDS.parent / "data" / track.dataset
-    data = open_corpus(folder, STEPS, track.batch_tokens, track.val_tokens, track.fetch)
     order = np.random.default_rng(setting.shuffle).permutation(STEPS) if setting.shuffle else range(STEPS)
     model = started(recipe, setting)
-    optimizers = build_optimizers(model, recipe)
-    for step, at in enumerate(order):
-        shard, start = data.blocks[at]
-        batch = read_block(data.train[shard], start, track, ALONE)
-        set_learning_rates(optimizers, recipe, step)
-        compute_gradients(model, optimizers, batch, ROWS, ALONE)
-        apply_update(optimizers)
+    _, data = trained(model, recipe, order)
     starts = range(0, len(data.val) - track.val_tokens, track.val_tokens)
     parts = (cast(np.memmap, data.val[start:]) for start in starts)
     return [validate(model, part, track, ROWS, ALONE) for part in parts]

@@ -1,0 +1,204 @@
+"""Which small training orders the methods as the large one does: candidates tried on half of the methods, the
+best and today's track judged on the other half.
+
+Every method has its nano entry's values, and all that it does at a step stretched to the candidate's length.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import kendalltau
+
+from records import RecordError
+from records.judge.compare import RESAMPLES, Interval, compare, published_side
+from records.judge.logs import read_entry
+from records.publish.pictures import COLOURS, Picture
+from records.run.files import write_whole
+from records.run.recipe import parse_seeds, read_table, toml_lines
+from records.run.stretch import stretched
+from records.run.track import RECORDS
+from records.studies.differences import last_losses
+from records.studies.page import FOLDER, Findings, Study, Table
+from records.studies.short_training import ROOT
+
+HOME = FOLDER / "proxies"
+RUNS = ROOT / "logs" / "proxies"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A smaller training: its track, its steps, what starts it."""
+
+    told: str
+    track: str
+    steps: int
+    command: tuple[str, ...] = ("./run.sh",)
+
+
+CANDIDATES = {
+    "nano": Candidate("the track as it is", "nano", 450),
+    "micro": Candidate("1,500 steps", "nano", 1500),
+    "batch": Candidate("8,192 tokens a step", "records/studies/proxies/batch4x.toml", 450),
+    "width": Candidate("width 128", "records/studies/proxies/width128.toml", 450),
+    "warm": Candidate(
+        "from a fifth of Muon's run on", "nano", 450, (sys.executable, "-m", "records.studies.warm_start")
+    ),
+}
+# Entry -> its published result; by published steps, and taken in turn into the half that chooses and the half
+# that judges.
+METHODS = {
+    "row_floor": 46, "aurora_ema_nesterov": 40, "aurora_proj": 30, "muown_contra": 31, "klsoaph_power": 25,
+    "muown": 23, "sinksoap": 26, "soap_muon": 16, "klsoaph": 19, "soaph": 27, "ema_nesterov": 39,
+    "aurora_contra_floor": 17, "contra_split": 24, "dynmuon": 28, "muloco": 13, "contra_muon": 11,
+    "pmuon": 18, "normuonh_cooling": 8, "normuon_floor": 9, "normuon_record": 10, "newton_muon": 15,
+    "muonh": 5, "muonsq": 7, "muon": 12, "psgd_kron": 33, "shampoo_pseudo_inverse": 35, "shampoo": 21,
+    "adamh": 4, "adamw": 2, "muon_no_momentum": 22,
+}  # fmt: skip
+CHOOSE, JUDGE = list(METHODS)[::2], list(METHODS)[1::2]
+SEEDS = "0-1"
+
+Losses = Mapping[str, Mapping[int, float]]  # method -> seed -> last validation loss
+
+
+def command(name: str, method: str, seeds: str) -> list[str]:
+    """The run of a method under a candidate; its recipe is written to where the log comes."""
+    one, folder = CANDIDATES[name], RUNS / name / method
+    recipe = folder.with_suffix(".toml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    table = read_table(RECORDS / "nano" / f"{method}.toml")
+    write_whole(recipe, ("\n".join(toml_lines(stretched(table, one.steps))) + "\n").encode())
+    options = ["--track", one.track, "--recipe", str(recipe), "--seeds", seeds, "--compile"]
+    return [*one.command, *options, "--validate-ends", "--out", str(folder)]
+
+
+def measured(train: bool) -> dict[str, dict[str, dict[int, float]]]:
+    """Candidate -> method -> seed -> last loss: what is kept beside the page, and what was run since."""
+    kept = HOME / "numbers.json"
+    found = json.loads(kept.read_text())["losses"] if kept.exists() else {}
+    losses = {
+        name: {method: {int(seed): loss for seed, loss in of_method.items()}
+               for method, of_method in found.get(name, {}).items()} for name in CANDIDATES
+    }  # fmt: skip
+    for name, of_name in losses.items():
+        for method in METHODS:
+            lacking = [seed for seed in parse_seeds(SEEDS) if seed not in of_name.get(method, {})]
+            folder = RUNS / name / method
+            if lacking and train and not list(folder.glob("*.txt")):
+                subprocess.run(command(name, method, ",".join(map(str, lacking))), cwd=ROOT, check=True)
+            if logs := list(folder.glob("*.txt")):
+                of_name[method] = of_name.get(method, {}) | last_losses(read_entry(logs[0].parent))
+    return {name: of_name for name, of_name in losses.items() if of_name}
+
+
+def agreement(losses: Losses, methods: Sequence[str]) -> Interval | None:
+    """Kendall's tau of the mean losses with the published steps, 95% from resampled methods and seeds."""
+    there = [method for method in methods if method in losses]
+    if len(there) < 3:
+        return None
+    published = np.array([published_side(str(METHODS[method])).step for method in there])
+    own = [np.array(list(losses[method].values())) for method in there]
+    rng = np.random.default_rng(0)
+    resampled = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(len(there), size=len(there))
+        if len(set(published[chosen])) > 1:
+            means = [rng.choice(own[at], len(own[at])).mean() for at in chosen]
+            resampled.append(kendalltau(means, published[chosen]).statistic)
+    estimate = kendalltau([values.mean() for values in own], published).statistic
+    return Interval(float(estimate), *map(float, np.nanpercentile(resampled, (2.5, 97.5))))
+
+
+def contradictions(losses: Losses) -> tuple[int, int]:
+    """Pairs of methods decided on both sides, and those of them decided otherwise. Published: by the pairwise
+    rule. Here: means over the common seeds further apart than p = .01 of what scatters once each method's and
+    each seed's mean is taken out.
+    """
+    common = sorted(set.intersection(*(set(of_method) for of_method in losses.values())))
+    table = np.array([[of_method[seed] for seed in common] for of_method in losses.values()])
+    methods, seeds = table.shape
+    if methods < 2 or seeds < 2:
+        return 0, 0
+    left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    apart = 2.58 * ((left**2).sum() / ((methods - 1) * (seeds - 1)) * 2 / seeds) ** 0.5
+    both = opposite = 0
+    for first, second in combinations(range(methods), 2):
+        one, other = (published_side(str(METHODS[list(losses)[at]])) for at in (first, second))
+        verdict = compare(one, other).verdict
+        less = float(table[second].mean() - table[first].mean())
+        if verdict in ("better", "worse") and abs(less) > apart:
+            both += 1
+            opposite += (verdict == "better") != (less > 0)
+    return both, opposite
+
+
+def cells(interval: Interval | None) -> list[float | None]:
+    return [interval.estimate, interval.low, interval.high] if interval else [None] * 3
+
+
+def proxies(train: bool) -> Findings:
+    """The study."""
+    found = measured(train)
+    if not found:
+        raise RecordError(f"expected {HOME / 'numbers.json'}, found none; --train makes it in many hours")
+    halves = {name: [agreement(losses, half) for half in (CHOOSE, JUDGE)] for name, losses in found.items()}
+    rows = [
+        [f"{name}: {CANDIDATES[name].told}", len(found[name]), *cells(first), *cells(second),
+         *contradictions(found[name])]
+        for name, (first, second) in halves.items()
+    ]  # fmt: skip
+    chosen, judged = ({name: tau for name, half in halves.items() if (tau := half[at])} for at in (0, 1))
+    best = max(chosen, key=lambda name: chosen[name].estimate)
+    told = "; ".join(f"{name} {value.estimate:.2f}" for name, value in chosen.items())
+    verdict = f"On the half that chooses Kendall's tau is {told}: {best} is chosen."
+    if best in judged:
+        verdict += f" On the other half {best} has {judged[best].estimate:.2f}"
+        verdict += f", nano {judged['nano'].estimate:.2f}." if "nano" in judged and best != "nano" else "."
+    header = ["candidate", "methods", "tau, chosen on", "from", "to", "tau, judged on", "from", "to",
+              "pairs decided on both", "otherwise"]  # fmt: skip
+    by_method = [
+        [method, number, published_side(str(number)).step, "chooses" if method in CHOOSE else "judges",
+         *(fmean(losses[method].values()) if method in losses else None for losses in found.values())]
+        for method, number in METHODS.items()
+    ]  # fmt: skip
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for axes, (name, losses) in zip(panels, found.items(), strict=True):
+            for half, colour in ((CHOOSE, COLOURS[0]), (JUDGE, COLOURS[1])):
+                there = [method for method in half if method in losses]
+                axes.plot([published_side(str(METHODS[method])).step for method in there],
+                          [fmean(losses[method].values()) for method in there], "o", color=colour,
+                          markersize=4)  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_title(name)
+            axes.set_xlabel("published steps")
+        panels[0].set_ylabel("last validation loss")
+
+    numbers = {"losses": found}
+    return Findings(
+        verdict, f"seeds {SEEDS}",
+        [Table("Candidates", header, rows),
+         Table("Last losses", ["entry", "result", "published steps", "half", *found], by_method)],
+        {"losses.svg": Picture(numbers, draw, 3.0 * len(found), 3.4)}, numbers,
+        ", ".join(f"{name} of {len(METHODS) - len(found.get(name, {}))} methods" for name in CANDIDATES
+                  if len(found.get(name, {})) < len(METHODS)),
+    )  # fmt: skip
+
+
+def commands() -> str:
+    """What --train would run, a line each: for those who run them side by side."""
+    return "\n".join(shlex.join(command(name, method, SEEDS)) for name in CANDIDATES for method in METHODS)
+
+
+STUDIES = (
+    Study("proxies", "a small training orders the methods as the large one does", "this project", proxies,
+          "--train"),
+)  # fmt: skip
