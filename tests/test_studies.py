@@ -202,7 +202,8 @@ def made_losses(methods, order: float, seeds=(0, 1)) -> dict:
     }
 
 
-def test_a_proxy_agrees_contradicts_and_counts_the_pairs_that_are_decided():
+def test_a_proxy_agrees_contradicts_and_counts_the_pairs_that_are_decided(monkeypatch):
+    monkeypatch.setattr(of_proxies, "RESAMPLES", 20)
     assert agreement(made_losses(METHODS, 1.0), list(METHODS)).estimate > 0.95
     assert agreement(made_losses(METHODS, -1.0), list(METHODS)).estimate < -0.95
     assert agreement(made_losses(METHODS, 1.0), ["muon", "adamw"]) is None
@@ -222,6 +223,7 @@ def test_the_halves_share_no_method_and_every_method_has_an_entry_and_a_result()
 def test_the_best_of_the_half_that_chooses_is_judged_on_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(of_proxies, "HOME", tmp_path)
     monkeypatch.setattr(of_proxies, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(of_proxies, "RESAMPLES", 20)
     assert main(["proxies"]) == 2
     losses = {"nano": made_losses(METHODS, -1.0), "micro": made_losses(METHODS, 1.0)}
     losses["width"] = made_losses(CHOOSE, -1.0)

@@ -128,10 +128,10 @@ def contradictions(losses: Losses) -> tuple[int, int]:
         return 0, 0
     left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     apart = 2.58 * ((left**2).sum() / ((methods - 1) * (seeds - 1)) * 2 / seeds) ** 0.5
+    published = [published_side(str(METHODS[method])) for method in losses]
     both = opposite = 0
     for first, second in combinations(range(methods), 2):
-        one, other = (published_side(str(METHODS[list(losses)[at]])) for at in (first, second))
-        verdict = compare(one, other).verdict
+        verdict = compare(published[first], published[second]).verdict
         less = float(table[second].mean() - table[first].mean())
         if verdict in ("better", "worse") and abs(less) > apart:
             both += 1
