@@ -11,7 +11,16 @@ from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
 from records.run.recipe import read_table
 from records.run.track import RECORDS, read_track, shipped_tracks
-from records.studies import of_comparisons, of_noise, of_proxies, of_stages, of_trainings, page, warm_start
+from records.studies import (
+    of_budgets,
+    of_comparisons,
+    of_noise,
+    of_proxies,
+    of_stages,
+    of_trainings,
+    page,
+    warm_start,
+)
 from records.studies.__main__ import STUDIES, main
 from records.studies.of_matrices import first_update, gaussian, spectrum
 from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started
@@ -253,3 +262,21 @@ def test_a_warm_model_starts_from_the_weights_of_its_seed(tmp_path, monkeypatch)
     monkeypatch.setattr(warm_start, "FOLDER", tmp_path)
     warm = warm_start.warm_model(recipe, 5, warm_start.ALONE.device, False)
     assert all(torch.equal(a, b) for a, b in zip(warm.parameters(), cold.parameters(), strict=True))
+
+
+def test_more_trials_are_judged_by_final_runs_of_the_entrys_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_budgets, "METHODS", ("muon", "muonh"))
+    monkeypatch.setattr(of_budgets, "FOLDER", tmp_path)
+    assert main(["budgets"]) == 2
+    better = of_budgets.Trial(1.3, ("matrix.lr=0.03",))
+    usual = of_budgets.Trial(1.4, ("matrix.lr=0.02",))
+    searches = {"muon": [usual] * 8 + [better] * 16, "muonh": [usual] * 24}
+    monkeypatch.setattr(of_budgets, "trials_of", searches.__getitem__)
+    entry = of_budgets.last_losses(of_budgets.read_entry(RECORDS / "nano" / "muon"))
+    runs = [run_text({0: 5.5, 9: entry[seed] - 0.02 - 0.0001 * seed}, 9, seed, "") for seed in range(6)]
+    write(tmp_path / "budgets" / "muon" / "a.txt", log_text(*runs))
+    monkeypatch.setattr(of_budgets, "made", lambda *_: True)
+    found = STUDIES["budgets"].find(False)
+    assert "help muon at p below .01" in found.verdict and not found.missing
+    assert found.tables[0].rows[0][4] == pytest.approx(0.02025, abs=1e-5)
+    assert found.tables[0].rows[1][3] == "the same"

@@ -10,10 +10,18 @@ import time
 
 from records import RecordError
 from records.run.signals import say
-from records.studies import of_comparisons, of_matrices, of_noise, of_proxies, of_stages, of_trainings
+from records.studies import (
+    of_budgets,
+    of_comparisons,
+    of_matrices,
+    of_noise,
+    of_proxies,
+    of_stages,
+    of_trainings,
+)
 from records.studies.page import Study, write_page
 
-ROOMS = (of_matrices, of_comparisons, of_trainings, of_stages, of_noise, of_proxies)
+ROOMS = (of_matrices, of_comparisons, of_trainings, of_stages, of_noise, of_budgets, of_proxies)
 STUDIES: dict[str, Study] = {study.name: study for room in ROOMS for study in room.STUDIES}
 
 
