@@ -102,7 +102,7 @@ def budgets(train: bool) -> Findings:
         axes.set_xlabel("trials of the search")
         axes.set_ylabel("steps to the target")
 
-    header = ["entry", f"best of {SHORT}", f"best of {LONG}", "its values", "less loss, final runs", "95% from",
+    header = ["entry", f"best of {SHORT}", f"best of {LONG}", "its values", "less final loss", "95% from",
               "to", "p", "steps", "steps then"]  # fmt: skip
     return Findings(
         verdict, f"trials of seed 1000, final runs of seeds {SEEDS}",
