@@ -280,3 +280,13 @@ def test_more_trials_are_judged_by_final_runs_of_the_entrys_seeds(tmp_path, monk
     assert "help muon at p below .01" in found.verdict and not found.missing
     assert found.tables[0].rows[0][4] == pytest.approx(0.02025, abs=1e-5)
     assert found.tables[0].rows[1][3] == "the same"
+
+
+def test_the_list_of_studies_says_what_each_page_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    studies = [Study(name, f"claim of {name}", "P", lambda train: findings) for name in ("made", "other")]
+    findings = Findings("It shows | here.", "seed 0", [], {}, [1])
+    write_page(studies[0], findings, 0.1)
+    text = page.write_index(studies).read_text()
+    assert "| [made](made/README.md) | claim of made (P) | It shows \\| here. |" in text
+    assert "| other | claim of other (P) | not run yet |" in text

@@ -19,7 +19,7 @@ from records.studies import (
     of_stages,
     of_trainings,
 )
-from records.studies.page import Study, write_page
+from records.studies.page import Study, write_index, write_page
 
 ROOMS = (of_matrices, of_comparisons, of_trainings, of_stages, of_noise, of_budgets, of_proxies)
 STUDIES: dict[str, Study] = {study.name: study for room in ROOMS for study in room.STUDIES}
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(write_page(study, findings, (time.perf_counter() - began) / 60))
+    print(write_index(STUDIES.values()))
     return 0
 
 

@@ -250,7 +250,7 @@ STUDIES = (
     Study(
         "polar_methods",
         "iterations of a few steps leave singular values away from 1, Muon's quintic most of all",
-        "Aurora fig. 1 (fig. 2: polar_error)", polar_methods,
+        "Aurora fig. 1; for fig. 2 see polar_error", polar_methods,
     ),
     Study(
         "row_uniformity",

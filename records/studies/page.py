@@ -1,7 +1,7 @@
 """A study's page: README.md, figures and numbers.json in its folder, all made of what was found."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from records.publish.pictures import Picture
 from records.run.files import write_whole
 
 FOLDER = Path(__file__).resolve().parent
+HERE = "**Here:** "  # before a page's verdict
 Cell = str | float | int | None
 
 
@@ -62,9 +63,28 @@ def write_page(study: Study, findings: Findings, minutes: float) -> Path:
     return page
 
 
+def write_index(studies: Iterable[Study]) -> Path:
+    """Writes the list of all studies: the claim, and what their pages say of it; returns its path."""
+    rows = []
+    for study in studies:
+        page = study.folder / "README.md"
+        lines = page.read_text().splitlines() if page.exists() else []
+        here = [line.removeprefix(HERE) for line in lines if line.startswith(HERE)] or ["not run yet"]
+        name = f"[{study.name}]({study.name}/README.md)" if lines else study.name
+        rows.append([name, f"{escape(study.claim)} ({escape(study.source)})", here[0]])
+    lines = [
+        "# Claims of the papers, and our own, tried on nano\n",
+        "`python -m records.studies NAME` makes a page anew.",
+        "The paired test on simulated entries has [a page](paired/README.md) and a command of its own.\n",
+        table(("study", "claim", "here"), rows),
+    ]
+    write_whole(FOLDER / "README.md", "\n".join(lines).encode())
+    return FOLDER / "README.md"
+
+
 def page_lines(study: Study, findings: Findings, minutes: float) -> list[str]:
     lines = [f"# {study.name}\n", f"**Claim** ({escape(study.source)}): {escape(study.claim)}\n"]
-    lines += [f"**Here:** {escape(findings.verdict)}\n"]
+    lines += [f"{HERE}{escape(findings.verdict)}\n"]
     if findings.missing:
         lines += [f"Not tried yet: {escape(findings.missing)}\n"]
     command = f"python -m records.studies {study.name} {study.command}".rstrip()
