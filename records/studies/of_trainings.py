@@ -137,7 +137,13 @@ def compared(runs: dict[str, Measured], quantity: str, kind: str, low: str, high
 
 
 def dying(runs: dict[str, Measured]) -> str:
-    return compared(runs, "faint", "mlp", "aurora", "muon")
+    usual, wide = (
+        {name: run for name, run in runs.items() if name.endswith("-16x") == wide} for wide in (False, True)
+    )
+    told = compared(usual, "faint", "mlp", "aurora", "muon")
+    if wide:
+        told += " MLPs of 16 times the width: " + compared(wide, "faint", "mlp", "aurora-16x", "muon-16x")
+    return told
 
 
 def norms(runs: dict[str, Measured]) -> str:
@@ -154,6 +160,14 @@ def scales(runs: dict[str, Measured]) -> str:
 
 
 BATCH = ["--track", "records/studies/noise_scales/batch4x.toml", "--steps", "112", "--seeds", "0"]
+MLP16 = ["--track", "records/studies/expansion/mlp16.toml", "--steps", "450", "--seeds", "0"]
+DYING = [
+    *recipe_runs(["muon", "aurora"], "0-2"),
+    *(
+        Run(f"{name}-16x", ["--recipe", f"records/nano/{name}.toml", *MLP16, "--instruments"])
+        for name in ("muon", "aurora")
+    ),
+]
 NOISE = [
     *recipe_runs(["namo", "namo_d"], "0"),
     Run("namo-4x", ["--recipe", "records/nano/namo.toml", *BATCH, "--instruments"]),
@@ -164,7 +178,7 @@ STUDIES = tuple(
         (
             "dying_neurons",
             "Muon starves neurons of the MLP, Aurora does not", "Aurora figs. 5 to 8",
-            recipe_runs(["muon", "aurora"], "0-2"),
+            DYING,
             [("dead", "mlp"), ("faint", "mlp"), ("row_variation", "mlp.fc"),
              ("leverage_variation", "mlp.fc")],
             dying,
