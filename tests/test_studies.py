@@ -22,6 +22,7 @@ from records.studies import (
     warm_start,
 )
 from records.studies.__main__ import STUDIES, main
+from records.studies.differences import last_losses
 from records.studies.of_matrices import first_update, gaussian, spectrum
 from records.studies.of_noise import GROUPS, Setting, parts_of_variance, started
 from records.studies.of_proxies import CHOOSE, JUDGE, METHODS, agreement, contradictions
@@ -272,7 +273,7 @@ def test_more_trials_are_judged_by_final_runs_of_the_entrys_seeds(tmp_path, monk
     usual = of_budgets.Trial(1.4, ("matrix.lr=0.02",))
     searches = {"muon": [usual] * 8 + [better] * 16, "muonh": [usual] * 24}
     monkeypatch.setattr(of_budgets, "trials_of", searches.__getitem__)
-    entry = of_budgets.last_losses(of_budgets.read_entry(RECORDS / "nano" / "muon"))
+    entry = last_losses(RECORDS / "nano" / "muon")
     runs = [run_text({0: 5.5, 9: entry[seed] - 0.02 - 0.0001 * seed}, 9, seed, "") for seed in range(6)]
     write(tmp_path / "budgets" / "muon" / "a.txt", log_text(*runs))
     monkeypatch.setattr(of_budgets, "made", lambda *_: True)
@@ -290,3 +291,10 @@ def test_the_list_of_studies_says_what_each_page_says(tmp_path, monkeypatch):
     text = page.write_index(studies).read_text()
     assert "| [made](made/README.md) | claim of made (P) | It shows \\| here. |" in text
     assert "| other | claim of other (P) | not run yet |" in text
+
+
+def test_only_runs_that_came_to_their_end_have_a_last_loss(tmp_path):
+    assert last_losses(tmp_path) == {}
+    runs = [run_text({0: 5.5, 9: 2.5}, 9, 3, ""), run_text({0: 5.5, 5: 3.5}, 9, 4, "")]
+    write(tmp_path / "a.txt", log_text(*runs))
+    assert last_losses(tmp_path) == {3: 2.5}

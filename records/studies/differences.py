@@ -1,17 +1,23 @@
 """Runs of two kinds on common seeds: their differences by seed, in a table and in a picture."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from records.judge.logs import Entry
+from records.judge.logs import read_entry
 from records.judge.paired import TTest
 from records.publish.pictures import COLOURS
 
 
-def last_losses(entry: Entry) -> dict[int, float]:
-    """The last validation loss of each seed."""
-    return {run.seed: run.validations[-1].val_loss for run in entry.runs if run.seed is not None}
+def last_losses(folder: Path) -> dict[int, float]:
+    """By seed, the last validation loss of the runs in a folder's logs that came to their end; {} without."""
+    runs = read_entry(folder).runs if list(folder.glob("*.txt")) else ()
+    return {
+        run.seed: end.val_loss
+        for run in runs
+        if run.seed is not None and run.validations and (end := run.validations[-1]).step == run.total_steps
+    }
 
 
 def in_rows(tests: Mapping[str, TTest], slope: float | None) -> list[list]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from records import RecordError
-from records.judge.logs import read_entry
 from records.judge.paired import TTest, t_test
 from records.publish.entry_page import read_standing
 from records.publish.pictures import COLOURS, Picture
@@ -52,7 +51,7 @@ def final_gain(method: str, trial: Trial, train: bool) -> TTest | None:
     """How much less loss the trial's values end with than the entry's, on its seeds; None without runs."""
     if not made("budgets", final_run(method, trial.values), train):
         return None
-    entry, own = (last_losses(read_entry(home / method)) for home in (RECORDS / "nano", FOLDER / "budgets"))
+    entry, own = (last_losses(home / method) for home in (RECORDS / "nano", FOLDER / "budgets"))
     return t_test([entry[seed] - own[seed] for seed in sorted(own.keys() & entry.keys())])
 
 

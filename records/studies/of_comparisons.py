@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from records import RecordError
-from records.judge.logs import read_entry
 from records.judge.paired import TTest, t_test
 from records.publish.pictures import COLOURS, Picture
 from records.run.track import read_track
@@ -40,7 +39,7 @@ def polar_run(name: str) -> Run:
 def polar_error(train: bool) -> Findings:
     """Muon's last loss against the root-mean-square polar error of its updates."""
     found = runs_there("polar_error", [polar_run(name) for name in POLAR], train)
-    losses = {name: last_losses(read_entry(FOLDER / "polar_error" / name)) for name in found}
+    losses = {name: last_losses(FOLDER / "polar_error" / name) for name in found}
     errors = {name: fmean(series(run, "polar_error_rms")[1]) for name, run in found.items()}
     tests = {
         name: t_test([loss - losses[EXACT][seed] for seed, loss in of_name.items()])
@@ -109,7 +108,7 @@ def searched(method: str, ratio: int, train: bool) -> dict[float, float]:
             run = expansion_run(method, ratio, lr, SEARCH_SEED)
             if not made("expansion", run, train):
                 return {}
-            losses[lr] = fmean(last_losses(read_entry(FOLDER / "expansion" / run.name)).values())
+            losses[lr] = fmean(last_losses(FOLDER / "expansion" / run.name).values())
         best = min(losses, key=losses.__getitem__)
         rates = [best / FACTOR] if best == min(losses) else [best * FACTOR] if best == max(losses) else []
     return losses
@@ -126,7 +125,7 @@ def gains(ratio: int, train: bool) -> tuple[dict[str, float], dict[int, float]]:
         run = expansion_run(method, ratio, rates[method], SEEDS)
         if not made("expansion", run, train):
             return {}, {}
-        losses[method] = last_losses(read_entry(FOLDER / "expansion" / run.name))
+        losses[method] = last_losses(FOLDER / "expansion" / run.name)
     muon, aurora = (losses[method] for method in METHODS)
     return rates, {seed: muon[seed] - aurora[seed] for seed in sorted(muon.keys() & aurora.keys())}
 

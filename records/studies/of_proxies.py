@@ -5,7 +5,6 @@ Every method has its nano entry's values, and all that it does at a step stretch
 """
 
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from scipy.stats import kendalltau
 
 from records import RecordError
 from records.judge.compare import RESAMPLES, Interval, compare, published_side
-from records.judge.logs import read_entry
 from records.publish.pictures import COLOURS, Picture
 from records.run.files import write_whole
 from records.run.recipe import parse_seeds, read_table, toml_lines
@@ -89,12 +87,13 @@ def measured(train: bool) -> dict[str, dict[str, dict[int, float]]]:
     }  # fmt: skip
     for name, of_name in losses.items():
         for method in METHODS:
-            lacking = [seed for seed in parse_seeds(SEEDS) if seed not in of_name.get(method, {})]
-            folder = RUNS / name / method
-            if lacking and train and not list(folder.glob("*.txt")):
+            known = of_name.get(method, {}) | last_losses(RUNS / name / method)
+            lacking = [seed for seed in parse_seeds(SEEDS) if seed not in known]
+            if lacking and train:
                 subprocess.run(command(name, method, ",".join(map(str, lacking))), cwd=ROOT, check=True)
-            if logs := list(folder.glob("*.txt")):
-                of_name[method] = of_name.get(method, {}) | last_losses(read_entry(logs[0].parent))
+                known |= last_losses(RUNS / name / method)
+            if known:
+                of_name[method] = known
     return {name: of_name for name, of_name in losses.items() if of_name}
 
 
@@ -191,11 +190,6 @@ def proxies(train: bool) -> Findings:
         ", ".join(f"{name} of {len(METHODS) - len(found.get(name, {}))} methods" for name in CANDIDATES
                   if len(found.get(name, {})) < len(METHODS)),
     )  # fmt: skip
-
-
-def commands() -> str:
-    """What --train would run, a line each: for those who run them side by side."""
-    return "\n".join(shlex.join(command(name, method, SEEDS)) for name in CANDIDATES for method in METHODS)
 
 
 STUDIES = (

@@ -77,13 +77,12 @@ def run_without(name: str, options: list[str]) -> None:
 def stages_out(train: bool) -> Findings:
     """The study of what is taken out."""
     whole, slope = read_entry(RECORDS / "nano" / STACK), read_track("nano").slope
-    losses, tests, absent = last_losses(whole), dict[str, TTest](), []
+    losses, tests, absent = last_losses(RECORDS / "nano" / STACK), dict[str, TTest](), []
     for name, options in WITHOUT.items():
         folder = FOLDER / STACK / name
-        if train and not list(folder.glob("*.txt")):
+        if train and not last_losses(folder):
             run_without(name, options)
-        if list(folder.glob("*.txt")):
-            own = last_losses(read_entry(folder))
+        if own := last_losses(folder):
             tests[name] = t_test([own[seed] - losses[seed] for seed in sorted(own.keys() & losses.keys())])
         else:
             absent.append(name)

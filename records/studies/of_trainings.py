@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from records import RecordError
-from records.judge.logs import read_entry
 from records.publish.instruments_view import Measured, layer_and_kind, measured_run
 from records.publish.pictures import COLOURS, Picture
 from records.studies.differences import last_losses
@@ -43,11 +42,11 @@ def recipe_runs(names: Sequence[str], seeds: str, *options: str) -> list[Run]:
 
 
 def made(study: str, run: Run, train: bool) -> bool:
-    """Whether the run's log is in the study's folder, after a training where it was not and may be."""
+    """Whether the run is in the study's folder, to its end, after a training where it was not and may be."""
     own = FOLDER / study / run.name
-    if train and not list(own.glob("*.txt")):
+    if train and not last_losses(own):
         subprocess.run(run.command(FOLDER / study), cwd=ROOT, check=True)
-    return bool(list(own.glob("*.txt")))
+    return bool(last_losses(own))
 
 
 def runs_there(study: str, runs: Sequence[Run], train: bool) -> dict[str, Measured]:
@@ -65,7 +64,7 @@ def runs_there(study: str, runs: Sequence[Run], train: bool) -> dict[str, Measur
 
 def last_loss(study: str, name: str) -> float | None:
     """The mean over seeds of the last validation loss of a run's logs."""
-    losses = last_losses(read_entry(FOLDER / study / name))
+    losses = last_losses(FOLDER / study / name)
     return fmean(losses.values()) if losses else None
 
 
