@@ -449,6 +449,7 @@ def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
     tokens = drawn.to(world.device)  # of equal tokens some decompositions fail
     model = make_model(recipe, 0, world.device, args.compile)
     optimizers, alone = build_optimizers(model, recipe), World(0, 1, world.device)
+    args.observe(model, optimizers, args.out / "warm-up", 0)  # hooks, which are compiled too
     for _ in range(3):  # the first makes the optimizers' states, the second compiles for them
         compute_gradients(model, optimizers, (tokens, tokens), rows, alone)
         apply_update(optimizers)

@@ -1,4 +1,4 @@
-"""What a layer is fed: the covariance of its inputs, summed up while the forward pass runs."""
+"""What a layer is fed: the covariance of its inputs, or each unit's size, summed up in the forward pass."""
 
 import torch
 import torch.distributed as dist
@@ -69,3 +69,37 @@ class InputCovariance:
             )
         self.heard = True
         return self.total / self.rows.clamp(min=1)
+
+
+class UnitSquares:
+    """Sums of squares over tokens of the units that a layer is fed, [units] float64, of chosen passes.
+
+        squares = UnitSquares(block.mlp.proj)
+        squares.start(); model(x, y); ...; norms = squares.stop().sqrt()
+
+    Of several ranks each has the sums of its own tokens. Compiled layers see no hook that comes later: make
+    this before the first pass, as InputCovariance, of the model that warms up as well.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        self.collecting = False
+        self.total = weight.new_zeros(weight.shape[1], dtype=torch.float64, requires_grad=False)
+        layer.register_forward_pre_hook(self.add)
+
+    @torch.no_grad()
+    def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """The hook: the squares of one forward pass."""
+        if self.collecting:
+            self.total.add_(inputs[0].detach().flatten(0, -2).float().square().sum(0))
+
+    def start(self) -> None:
+        """Forget what was added, and add from now on."""
+        self.total.zero_()
+        self.collecting = True
+
+    def stop(self) -> Tensor:
+        """The sums since `start`."""
+        self.collecting = False
+        return self.total.clone()

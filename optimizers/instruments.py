@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optimizers.matrix_optimizer import MatrixOptimizer
 from optimizers.norms import inner
@@ -275,32 +275,6 @@ def owned_names(stack: MatrixStack) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------
 # Of a model
-
-
-@contextmanager
-def unit_norms(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Norms of the units that feed layers, over all tokens of the forward passes inside, by layer's name.
-
-    layers: called as modules, their first argument is [..., units]. The dict is filled at the end, float64.
-    Of several ranks each has the sums of its own tokens: add squares before the root, see `neurons`.
-    """
-    found: dict[str, Tensor] = {}
-
-    def adding(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().flatten(0, -2).float()
-            squares = (x * x).sum(0).double()
-            found[name] = found[name] + squares if name in found else squares
-
-        return add
-
-    handles = [layer.register_forward_pre_hook(adding(name)) for name, layer in layers.items()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-        found.update({name: squares.sqrt() for name, squares in found.items()})
 
 
 def neurons(norms: Tensor) -> Numbers:

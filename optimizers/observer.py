@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from optimizers.instruments import Numbers, measured, neurons, unit_norms
+from optimizers.activations import UnitSquares
+from optimizers.instruments import Numbers, measured, neurons
 from optimizers.matrix_optimizer import MatrixOptimizer
 
 # Of one update, on rank 0: its number, numbers by matrix or layer, numbers of each neuron by matrix.
@@ -23,6 +24,7 @@ class Observer:
         with observer.validating(step): ...forward passes over the validation tokens...
 
     optimizers: those of the model; the MatrixOptimizer among them is measured. layers: which units feed.
+    Made before the first pass of a compiled model, as UnitSquares says.
     Of several ranks each measures what it owns; gathering is a collective, `write` is called on rank 0.
     """
 
@@ -34,7 +36,8 @@ class Observer:
         write: Write,
     ) -> None:
         self.matrix = next(each for each in optimizers if isinstance(each, MatrixOptimizer))
-        self.layers, self.every, self.write = layers, every, write
+        self.every, self.write = every, write
+        self.units = {name: UnitSquares(layer) for name, layer in layers.items()}
 
     @contextmanager
     def updating(self, step: int) -> Iterator[None]:
@@ -58,10 +61,14 @@ class Observer:
         if step % self.every:
             yield
             return
-        with unit_norms(self.layers) as found:
+        for units in self.units.values():
+            units.start()
+        try:
             yield
+        finally:
+            found = {name: units.stop().cpu() for name, units in self.units.items()}
         squares: dict[str, Tensor] = {}
-        for part in gathered({name: norms.square().cpu() for name, norms in found.items()}):
+        for part in gathered(found):
             for name, of_rank in part.items():
                 squares[name] = squares[name] + of_rank if name in squares else of_rank
         norms = {name: total.sqrt() for name, total in squares.items()}

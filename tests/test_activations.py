@@ -1,10 +1,10 @@
-"""Covariances of a layer's inputs: what is added, and when."""
+"""Covariances and sizes of a layer's inputs: what is added, and when."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from optimizers.activations import InputCovariance
+from optimizers.activations import InputCovariance, UnitSquares
 
 
 def layer_and_inputs() -> tuple[nn.Linear, Tensor]:
@@ -76,3 +76,19 @@ def test_the_module_around_a_layer_may_be_called_in_its_place() -> None:
     around(x)
     rows = x.flatten(0, 1)
     torch.testing.assert_close(covariance.mean()[0], rows.mT @ rows / 12)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_squares_of_units_are_those_of_the_passes_between_start_and_stop(compiled: bool) -> None:
+    torch.compiler.reset()
+    layer, x = layer_and_inputs()
+    squares = UnitSquares(layer)
+    forward = torch.compile(layer, backend="eager", fullgraph=True) if compiled else layer
+    forward(x)  # nobody listens yet
+    for _ in range(2):
+        squares.start()
+        forward(x[:1])
+        forward(x[1:])
+        found = squares.stop()
+        forward(x)
+        torch.testing.assert_close(found, x.flatten(0, 1).square().sum(0), rtol=1e-6, atol=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers import STEPS, MatrixOptimizer
-from optimizers.instruments import exact_polar, measure, measured, neurons, singular_values, unit_norms
+from optimizers.instruments import exact_polar, measure, measured, neurons, singular_values
 from optimizers.polar import polar
 
 SHAPES = [(6, 6), (9, 4), (4, 9)]
@@ -153,13 +153,5 @@ def test_a_stack_of_matrices_has_a_name_for_each():
 
 
 def test_dead_and_faint_units_are_counted():
-    layer = nn.Linear(6, 2)
-    x = torch.randn(7, 5, 6) * torch.tensor([1.0, 1.0, 0.0, 1e-4, 1.0, 2.0])
-    with unit_norms({"mlp": layer}) as found:
-        layer(x[:3])
-        layer(x[3:])
-    torch.testing.assert_close(found["mlp"].float(), x.flatten(0, 1).norm(dim=0))
-    numbers = neurons(found["mlp"])
+    numbers = neurons(torch.tensor([1.0, 1.0, 0.0, 1e-4, 1.0, 2.0], dtype=torch.float64))
     assert (numbers["units"], numbers["dead"], numbers["faint"]) == (6, 1, 2)
-    layer(x)  # nobody listens any more
-    torch.testing.assert_close(found["mlp"].float(), x.flatten(0, 1).norm(dim=0))

@@ -19,6 +19,7 @@ from records.judge.compare import compare, read_side
 from records.judge.logs import read_entry, read_log
 from records.judge.tracks import entry_track
 from records.run import signals
+from records.run.instrument_log import read_numbers
 from records.run.run_log import RunLog
 from records.run.signals import ENDED
 from records.run.track import read_track
@@ -106,13 +107,15 @@ def test_a_search_validates_the_ends_only(small_track, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, g++ is not there")
-def test_compiled_blocks_train_alike(small_track, tmp_path):
-    options = ("--recipe", "muon", "--steps", "10")
+def test_compiled_blocks_train_alike_and_their_units_are_heard(small_track, tmp_path):
+    options = ("--recipe", "muon", "--steps", "10", "--instruments", "10")
     logs = [
         train(tmp_path / str(len(more)), *options, *more, data=small_track) for more in ([], ["--compile"])
     ]
     eager, compiled = ([v.val_loss for v in read_log(log).runs[0].validations] for log in logs)
     assert compiled == pytest.approx(eager, abs=1e-4)
+    heard, of_compiled = ([line["median"] for line in read_numbers(log) if "dead" in line] for log in logs)
+    assert heard and of_compiled == pytest.approx(heard, rel=1e-3)
     assert 'ARGUMENTS = ["--seeds", "0", "--compile"]'.replace('"', "'") in logs[1].read_text()
 
 
