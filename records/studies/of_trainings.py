@@ -155,10 +155,23 @@ def norms(runs: dict[str, Measured]) -> str:
 
 
 def scales(runs: dict[str, Measured]) -> str:
-    return compared(runs, "step_scale", "", "namo", "namo-4x")
+    """The mean over the run with the usual batch and with four times it; how the usual one moves."""
+    of_run = {name: series(run, "step_scale")[1] for name, run in runs.items()}
+    means = {name: fmean(values) for name, values in of_run.items() if values}
+    told = "Mean over the run: " + ", ".join(f"{name} {value:.3g}" for name, value in means.items()) + "."
+    if "namo" in means and "namo-4x" in means:
+        shows = "shows" if means["namo-4x"] > means["namo"] else "does not show"
+        told += f" That it grows with the batch {shows}."
+    if values := of_run.get("namo"):
+        half = len(values) // 2
+        shows = "shows" if fmean(values[half:]) < fmean(values[:half]) else "does not show"
+        told += (
+            f" In the first half of the run it is {fmean(values[:half]):.3g}, in the second "
+            f"{fmean(values[half:]):.3g}: that it shrinks as the gradient's part in the noise does {shows}."
+        )
+    return told
 
 
-BATCH = ["--track", "records/studies/noise_scales/batch4x.toml", "--steps", "112", "--seeds", "0"]
 MLP16 = ["--track", "records/studies/expansion/mlp16.toml", "--steps", "450", "--seeds", "0"]
 DYING = [
     *recipe_runs(["muon", "aurora"], "0-2"),
