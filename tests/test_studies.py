@@ -298,3 +298,15 @@ def test_only_runs_that_came_to_their_end_have_a_last_loss(tmp_path):
     runs = [run_text({0: 5.5, 9: 2.5}, 9, 3, ""), run_text({0: 5.5, 5: 3.5}, 9, 4, "")]
     write(tmp_path / "a.txt", log_text(*runs))
     assert last_losses(tmp_path) == {3: 2.5}
+
+
+def test_adaptive_scales_are_compared_over_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_trainings, "FOLDER", tmp_path)
+    for name, values in (("namo", (0.4, 0.3, 0.2, 0.1)), ("namo-4x", (0.5, 0.4, 0.3, 0.2))):
+        log = tmp_path / "noise_scales" / name / "a.txt"
+        write_log(log)
+        for step, value in enumerate(values):
+            InstrumentLog(log, 0, 4).write(step, {"blocks.0.attn.q.weight": {"step_scale": value}}, {})
+    verdict = STUDIES["noise_scales"].find(False).verdict
+    assert "namo 0.25, namo-4x 0.35. That it grows with the batch shows" in verdict
+    assert "first half of the run it is 0.35, in the second 0.15" in verdict and verdict.endswith("shows.")

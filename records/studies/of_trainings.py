@@ -172,6 +172,7 @@ def scales(runs: dict[str, Measured]) -> str:
     return told
 
 
+BATCH = ["--track", "records/studies/noise_scales/batch4x.toml", "--steps", "450", "--seeds", "0"]
 MLP16 = ["--track", "records/studies/expansion/mlp16.toml", "--steps", "450", "--seeds", "0"]
 DYING = [
     *recipe_runs(["muon", "aurora"], "0-2"),
