@@ -66,15 +66,17 @@ def test_without_runs_a_study_of_trainings_names_the_commands(capsys, tmp_path, 
 
 def test_a_study_of_trainings_reads_its_runs_and_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(of_trainings, "FOLDER", tmp_path)
-    for name, faint in (("muon", 5), ("aurora", 1)):
+    for name, dead in (("muon", (5, 6)), ("aurora", (1, 2))):
         log = tmp_path / "dying_neurons" / name / "a.txt"
         write_log(log)
-        for step in (0, 25):
-            numbers = {"blocks.0.mlp": {"units": 8, "dead": 0, "faint": faint}}
-            InstrumentLog(log, 0, 2).write(step, numbers, {})
+        for seed, of_seed in enumerate(dead):
+            for step in (0, 25):
+                numbers = {f"blocks.{i}.mlp": {"units": 8, "dead": of_seed, "faint": 7} for i in (0, 1)}
+                InstrumentLog(log, seed, 2).write(step, numbers, {})
     found = STUDIES["dying_neurons"].find(False)
-    assert "less under aurora than under muon shows" in found.verdict
-    assert found.tables[0].rows[0][0] == "muon"
+    assert found.verdict == "Dead of 16 units, by seed: muon 10, 12; aurora 2, 4; the claim shows."
+    assert found.tables[0].rows[0][0] == "muon" and found.tables[1].rows[1] == ["muon", 1, 16, 12, 14]
+    assert found.missing == "2 of 4 runs: muon-16x, aurora-16x"
     assert found.pictures["curves.svg"].svg().startswith(b"<?xml")
 
 
