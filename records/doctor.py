@@ -39,6 +39,7 @@ from optimizers.softcap_kernel import differs
 from optimizers.world import WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
 from records import RecordError
 from records.baseline import BASELINE, made_model, made_tokens
+from records.run.instrument_log import unobserved
 from records.run.machine import (
     PEAK_FLOPS,
     choose_micro_batch,
@@ -542,6 +543,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--quick", action="store_true", help="the default recipe only, five steps")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass (what the memory holds)")
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU")
+    parser.set_defaults(observe=unobserved, out=Path())  # of the trainer's options, what its warm-up asks for
     args = parser.parse_args(argv)
     try:
         with ending_after(MEETING, "the processes did not meet"):

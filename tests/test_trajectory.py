@@ -1,6 +1,6 @@
 """Scaled trainings of the published results, against the losses of their own scripts.
 
-Two run with the suite. The others take minutes each: `pytest -m slow tests/test_trajectory.py`.
+One runs with the suite. The others take minutes each: `pytest -m slow tests/test_trajectory.py`.
 """
 
 import json
@@ -28,7 +28,7 @@ from train_gpt import (
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = GOLDEN.parents[2] / "shared" / "golden"
 SCALED = sorted((GOLDEN / "trajectories").glob("*.toml"))
-WITH_THE_SUITE = ("13", "16")
+WITH_THE_SUITE = ("13",)
 RECIPES = sorted(file for track in RECORDS.glob("*/track.toml") for file in track.parent.glob("*.toml"))
 
 

@@ -20,6 +20,7 @@ from optimizers import world
 from optimizers.world import World, WorldError
 from records.judge.logs import read_log
 from records.run import RunError, machine
+from records.run.instrument_log import unobserved
 from records.run.track import shipped_tracks
 from tests.refusal import refusal_of
 from tests.runs import on_ranks
@@ -219,7 +220,7 @@ def test_a_recipe_may_want_a_number_of_micro_batches():
 )
 def test_what_is_trained_to_compile_is_a_whole_update(name, changes):
     recipe = train_gpt.load_recipe(name, changes, shipped_tracks()["nano"])
-    args = argparse.Namespace(micro_batch=2, compile=False)
+    args = argparse.Namespace(micro_batch=2, compile=False, observe=unobserved, out=Path())
     assert train_gpt.warm_up(recipe, World(0, 1, torch.device("cpu")), args) >= 0
 
 
