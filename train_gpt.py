@@ -333,8 +333,8 @@ def build_optimizers(model: GPT, recipe: Recipe, compiled: bool | None = None) -
         for group in optimizer.param_groups:
             group |= {"initial_lr": group["lr"], "schedule": "matrix" if kind == "matrix" else "aux"}
     if ahead := dict(recipe.lookahead):
-        kind, late = ("aux", 1) if ahead.get("scaled_by") == "embed_before" else ("matrix", 0)
-        ahead |= {"initial_lr": ahead["strength"], "schedule": kind, "late": late,
+        kind, behind = ("aux", 1) if ahead.get("scaled_by") == "embed_before" else ("matrix", 0)
+        ahead |= {"initial_lr": ahead["strength"], "schedule": kind, "schedule_behind": behind,
                   "window": (ahead["start"], ahead["stop"])}  # fmt: skip
         optimizers["lookahead"] = EMANesterov([{"params": list(model.parameters()), **ahead}])
     for name, table in recipe.surroundings().items():
@@ -351,7 +351,7 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, 
         group["update"] = step
         if "schedule" in group:
             start, stop = group.get("window", (0, math.inf))
-            before = max(step - group.get("late", 0), 0)
+            before = max(step - group.get("schedule_behind", 0), 0)
             factor = learning_rate_factor(before, recipe, group["schedule"])
             group["lr"] = (start <= step < stop) * group["initial_lr"] * factor
         for key, knots in group.get("knots", {}).items():
@@ -449,7 +449,7 @@ def warm_up(recipe: Recipe, world: World, args: argparse.Namespace) -> float:
     tokens = drawn.to(world.device)  # of equal tokens some decompositions fail
     model = make_model(recipe, 0, world.device, args.compile)
     optimizers, alone = build_optimizers(model, recipe), World(0, 1, world.device)
-    args.observe(model, optimizers, args.out / "warm-up", 0)  # hooks, which are compiled too
+    args.observe(model, optimizers, Path("warm-up"), 0)  # hooks, which are compiled too
     for _ in range(3):  # the first makes the optimizers' states, the second compiles for them
         compute_gradients(model, optimizers, (tokens, tokens), rows, alone)
         apply_update(optimizers)

@@ -543,7 +543,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--quick", action="store_true", help="the default recipe only, five steps")
     add("--micro-batch", type=int, metavar="ROWS", help="rows of a forward pass (what the memory holds)")
     add("--compile", action=BooleanOptionalAction, help="default: on a GPU")
-    parser.set_defaults(observe=unobserved, out=Path())  # of the trainer's options, what its warm-up asks for
+    parser.set_defaults(observe=unobserved)  # which the trainer's warm-up asks for
     args = parser.parse_args(argv)
     try:
         with ending_after(MEETING, "the processes did not meet"):

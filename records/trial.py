@@ -27,7 +27,8 @@ def train(
 ) -> float:
     """Train into `folder`; the mean final validation loss of the seeds, infinite where a run diverged.
 
-    Raises TuneError where the run did not start or was killed, which says nothing about the recipe.
+    Raises TuneError where the run did not start, was killed or fell into a traceback: which says nothing of
+    the recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     changed = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
@@ -46,8 +47,9 @@ def train(
     runs = runs_in(folder)
     last = [run.validations[-1] for run in runs]
     unfinished = [run for run, end in zip(runs, last, strict=True) if end.step < run.total_steps]
-    if not runs or code not in (0, ENDED) or (unfinished and code == 0):
-        told = (folder / "console.out").read_text(errors="replace").strip().splitlines() or ["nothing"]
+    told = (folder / "console.out").read_text(errors="replace").strip().splitlines() or ["nothing"]
+    ended = code == ENDED and any(line.startswith("error") for line in told)  # else it is a traceback's code
+    if not runs or not (ended or code == 0) or (unfinished and code == 0):
         raise TuneError(
             f"{folder.name}: exit code {code} without a result; {folder}/console.out says: {told[-1]}"
         )

@@ -4,6 +4,7 @@ import argparse
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -45,6 +46,13 @@ def test_this_machine_trains(tmp_path, capsys, monkeypatch):
     assert speed["run_hours"] > 410 * speed["step_seconds"] / 3600 and speed["compile_seconds"] == 0
     assert speed["peak_memory"] > 1e8 and speed["utilisation"] == 0
     assert "ms/step" in table and "a run of aurora_contra_floor: 410 steps" in table.splitlines()[-1]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, g++ is not there")
+def test_this_machine_trains_compiled_after_a_warm_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert doctor.main(["--quick", "--compile", "--json", str(tmp_path / "doctor.json")]) == 0
+    assert json.loads((tmp_path / "doctor.json").read_text())["speed"]["compile_seconds"] > 0
 
 
 def test_processes_that_do_not_meet_are_told_of():

@@ -3,6 +3,9 @@
 import pytest
 
 import train_gpt
+from records.run.recipe import RECORDS, shipped_recipes
+from records.run.schedule import learning_rate_factor
+from records.run.track import shipped_tracks
 from tests.runs import recipe
 from train_gpt import GPT
 
@@ -26,6 +29,18 @@ def test_cooldowns_warmup_and_power():
     )
     assert rates(made, 10) == pytest.approx({"aux": 0.5, "matrix": 0.5 * 0.9**2})
     assert rates(made, 75) == pytest.approx({"aux": 0.25, "matrix": 0.0625})
+
+
+@pytest.mark.parametrize("name", shipped_recipes(RECORDS / "nano"))
+def test_no_hyperparameter_of_a_recipe_comes_between_a_group_and_its_schedule(name):
+    made = train_gpt.load_recipe(name, (), shipped_tracks()["nano"])
+    optimizers = train_gpt.build_optimizers(GPT(256, 2, 64, 32, 128), made)
+    step = made.train_steps * 3 // 4
+    for update in (0, step):  # what changes is a tensor from the first on
+        train_gpt.set_learning_rates(optimizers, made, update)
+    for group in (group for optimizer in optimizers[:2] for group in optimizer.param_groups):
+        factor = learning_rate_factor(step, made, group["schedule"])
+        assert type(group["lr"]) is float and group["lr"] == group["initial_lr"] * factor
 
 
 def test_a_schedule_planned_for_a_longer_run_is_cut_off():

@@ -262,7 +262,7 @@ def test_a_warm_model_starts_from_the_weights_of_its_seed(tmp_path, monkeypatch)
     recipe = load_recipe("muon", (), shipped_tracks()["nano"])
     cold = warm_start.cold_model(recipe, 3, warm_start.ALONE.device, False)
     torch.save(cold.state_dict(), tmp_path / "warm-5.pt")
-    monkeypatch.setattr(warm_start, "FOLDER", tmp_path)
+    monkeypatch.setattr(warm_start, "RUNS", tmp_path)
     warm = warm_start.warm_model(recipe, 5, warm_start.ALONE.device, False)
     assert all(torch.equal(a, b) for a, b in zip(warm.parameters(), cold.parameters(), strict=True))
 
@@ -270,9 +270,10 @@ def test_a_warm_model_starts_from_the_weights_of_its_seed(tmp_path, monkeypatch)
 def test_more_trials_are_judged_by_final_runs_of_the_entrys_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(of_budgets, "METHODS", ("muon", "muonh"))
     monkeypatch.setattr(of_budgets, "FOLDER", tmp_path)
+    usual = of_budgets.Trial(1.4, ("matrix.lr=0.02",))
+    monkeypatch.setattr(of_budgets, "trials_of", lambda method: [usual] * 8)
     assert main(["budgets"]) == 2
     better = of_budgets.Trial(1.3, ("matrix.lr=0.03",))
-    usual = of_budgets.Trial(1.4, ("matrix.lr=0.02",))
     searches = {"muon": [usual] * 8 + [better] * 16, "muonh": [usual] * 24}
     monkeypatch.setattr(of_budgets, "trials_of", searches.__getitem__)
     entry = last_losses(RECORDS / "nano" / "muon")

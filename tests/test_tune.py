@@ -39,6 +39,8 @@ with open(pathlib.Path(value("--out")) / "run.txt", "w") as log:
     for seed in map(int, value("--seeds").split(",")):
         loss = 1 + math.log(lr / 0.03) ** 2 + decay + 0.001 * seed
         log.write(f"seed: {seed}\\nstep:0/10 val_loss:5.54518 train_time:0.000s step_avg:nanms\\n")
+        if "--fall" in words:
+            raise TypeError("a fault of the program")
         if lr > 0.06:
             sys.exit(f"error: step 3: the loss is not finite")
         log.write(f"step:10/10 val_loss:{loss:.5f} train_time:1.000s step_avg:100.00ms\\n")
@@ -174,6 +176,11 @@ def test_a_range_that_leaves_its_hyperparameters_is_refused(study, tmp_path, par
 def test_a_recipe_that_is_not_utf8_is_named(study, tmp_path, capsys):
     (tmp_path / "mine.toml").write_bytes(b'description = "\xff"')
     assert study(2) == 2 and "expected TOML in UTF-8" in capsys.readouterr().err
+
+
+def test_a_run_that_falls_into_a_traceback_has_not_diverged(study, capsys):
+    assert study(2, stand_in=("--fall",)) == 2
+    assert "console.out says: TypeError: a fault of the program" in capsys.readouterr().err
 
 
 def test_nothing_but_diverged_trials_is_an_error(study, tmp_path, capsys):

@@ -220,7 +220,7 @@ def test_a_recipe_may_want_a_number_of_micro_batches():
 )
 def test_what_is_trained_to_compile_is_a_whole_update(name, changes):
     recipe = train_gpt.load_recipe(name, changes, shipped_tracks()["nano"])
-    args = argparse.Namespace(micro_batch=2, compile=False, observe=unobserved, out=Path())
+    args = argparse.Namespace(micro_batch=2, compile=False, observe=unobserved)
     assert train_gpt.warm_up(recipe, World(0, 1, torch.device("cpu")), args) >= 0
 
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from records.run.files import write_whole
-from records.run.recipe import MOST_STEPS, RecipeError, find_recipe, is_knots, read_table, toml_lines
+from records.run.recipe import (
+    LOOKAHEAD,
+    MOST_STEPS,
+    RecipeError,
+    find_recipe,
+    is_knots,
+    read_table,
+    toml_lines,
+)
 from records.run.track import is_number, shipped_tracks
 
-POINTS = (
-    "start",
-    "stop",
-    "apply",
-    "since",
-    "first",
-    "second",
-    "begin",
-    "reset_begin",
-)  # whole numbers, counted in updates
+# Whole numbers, counted in updates.
+POINTS = ("start", "stop", "apply", "since", "first", "second", "begin", "reset_begin")
 LASTS = ("tau", "cooldown_steps", "aux_cooldown_steps", "warmup_steps")
 PLANS = ("steps", "aux_steps", "delay")  # whose values are steps too
 
@@ -43,8 +43,9 @@ def stretched(table: dict[str, Any], steps: int) -> dict[str, Any]:
     factor = steps / planned
     done = {key: in_table(key, value, factor) if isinstance(value, dict) else value
             for key, value in table.items()}  # fmt: skip
-    if is_number(decay := table.get("lookahead", {}).get("decay")):
-        done["lookahead"]["decay"] = round(decay ** (1 / factor), 5)
+    if table.get("lookahead"):
+        decay = table["lookahead"].get("decay", LOOKAHEAD["decay"])
+        done["lookahead"]["decay"] = round(decay ** (1 / factor), 5) if is_number(decay) else decay
     return done | {"train_steps": steps}
 
 

@@ -12,8 +12,9 @@ from records.judge.paired import TTest, t_test
 from records.publish.pictures import COLOURS, Picture
 from records.run.track import read_track
 from records.studies.differences import in_rows, intervals, last_losses
-from records.studies.of_trainings import FOLDER, ROOT, Run, made, runs_there, series
+from records.studies.of_trainings import FOLDER, Run, made, runs_there, series
 from records.studies.page import Findings, Study, Table
+from records.trial import ROOT
 
 # --------------------------------------------------------------------------------------------------
 # polar_error

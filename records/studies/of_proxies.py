@@ -25,10 +25,10 @@ from records.run.stretch import stretched
 from records.run.track import RECORDS
 from records.studies.differences import last_losses
 from records.studies.page import FOLDER, Findings, Study, Table
-from records.studies.short_training import ROOT
+from records.studies.warm_start import RUNS
+from records.trial import ROOT
 
 HOME = FOLDER / "proxies"
-RUNS = ROOT / "logs" / "proxies"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from records.run.recipe import parse_seeds
 from records.run.track import RECORDS, read_track
 from records.studies.differences import in_rows, intervals, last_losses
 from records.studies.page import FOLDER, Findings, Study, Table
-from records.trial import COMMAND
+from records.trial import COMMAND, ROOT
 from records.tune_paired import compare_candidate
 
-ROOT = FOLDER.parents[1]
 STACK, SEEDS = "row_floor", "0-5"
 # What is taken out: name -> the options of ./run.sh.
 WITHOUT = {

@@ -21,8 +21,7 @@ from records.publish.pictures import COLOURS, Picture
 from records.run.instrument_log import read_numbers
 from records.studies.differences import last_losses
 from records.studies.page import FOLDER, Cell, Findings, Study, Table
-
-ROOT = FOLDER.parents[1]
+from records.trial import ROOT
 
 
 @dataclass(frozen=True)

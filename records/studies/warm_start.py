@@ -11,7 +11,7 @@ import train_gpt
 from records.studies.short_training import ALONE, trained
 
 STEPS, PART = 450, 5
-FOLDER = train_gpt.ROOT / "logs" / "proxies"
+RUNS = train_gpt.ROOT / "logs" / "proxies"
 cold_model = train_gpt.make_model
 
 
@@ -32,7 +32,7 @@ def warm_weights(seed: int, folder: Path) -> dict[str, torch.Tensor]:
 def warm_model(recipe, seed, device, compiled) -> train_gpt.GPT:
     """In place of the trainer's make_model."""
     model = cold_model(recipe, seed, device, compiled)
-    model.load_state_dict(warm_weights(seed, FOLDER))
+    model.load_state_dict(warm_weights(seed, RUNS))
     return model
 
 
