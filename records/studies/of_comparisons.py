@@ -43,7 +43,7 @@ def polar_error(train: bool) -> Findings:
     losses = {name: last_losses(FOLDER / "polar_error" / name) for name in found}
     errors = {name: fmean(series(run, "polar_error_rms")[1]) for name, run in found.items()}
     tests = {
-        name: t_test([loss - losses[EXACT][seed] for seed, loss in of_name.items()])
+        name: t_test([of_name[seed] - losses[EXACT][seed] for seed in of_name.keys() & losses[EXACT].keys()])
         for name, of_name in losses.items()
         if name != EXACT and EXACT in losses
     }
