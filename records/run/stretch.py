@@ -60,7 +60,8 @@ def in_table(name: str, table: dict[str, Any], factor: float) -> dict[str, Any]:
         elif is_knots(value):
             done[key] = [knot_at(knot, factor, key in PLANS) for knot in value]
         elif key in LASTS and is_number(value):
-            done[key] = round(value * factor, 4)
+            least = 1.0 if key == "tau" else 0.0  # the weights that an average is of
+            done[key] = max(round(value * factor, 4), least)
         elif counted and type(value) is int:
             done[key] = round(value * factor)
         else:
