@@ -33,7 +33,8 @@ FAINT = 0.01  # of the median of a layer's activation norms: a unit below hardly
 
 @dataclass(frozen=True)
 class Measurement:
-    """A matrix [m, n] at one update. rows: by name, a number for each of its m rows (neurons), float32."""
+    """A matrix [m, n] at one update. rows: by name, a number for each of its m rows (neurons),
+    float32 on the CPU."""
 
     numbers: Numbers
     rows: dict[str, Tensor]
@@ -104,11 +105,12 @@ def measure(u: Tensor, before: Tensor, after: Tensor, *, lr: float, decay: float
         numbers[f"{name}_stable_rank"] = s.square().sum(-1) / s[:, 0].square()
         numbers[f"{name}_condition"] = s[:, 0] / s[:, -1]
     by_row = {"update": U_rows, "momentum": u_rows, "leverage": leverage, "weight": W_rows, "angle": angles}
+    by_row = {name: rows.float().cpu() for name, rows in by_row.items()}
     lists = {name: value.tolist() for name, value in numbers.items()}
     return [
         Measurement(
             {name: value[i] if abs(value[i]) < float("inf") else None for name, value in lists.items()},
-            {name: rows[i].float() for name, rows in by_row.items()},
+            {name: rows[i] for name, rows in by_row.items()},
         )
         for i in range(len(u))
     ]

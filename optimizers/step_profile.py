@@ -3,10 +3,13 @@
 A phase begins with a mark and ends with the next one.
 """
 
+import gzip
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from torch import nn
 from torch.profiler import profile, record_function, schedule
@@ -19,30 +22,9 @@ PHASES = {
     "optimizer": "the update, and the exchange of what it made",
 }
 EXCHANGE = re.compile(r"^(gloo|nccl):|nccl.*Kernel", re.IGNORECASE)  # of an operation or a GPU's kernel
+LAUNCHES, KERNELS = ("cuda_runtime", "cuda_driver"), ("kernel", "gpu_memcpy", "gpu_memset")
 SKIPPED, WARMED, TRACED = 5, 2, 10  # steps
 PROFILED = SKIPPED + WARMED + TRACED
-
-
-class Span(Protocol):
-    """Microseconds."""
-
-    start: float
-    end: float
-
-
-class Kernel(Protocol):
-    """What a GPU did. duration: microseconds."""
-
-    name: str
-    duration: float
-
-
-class Event(Protocol):
-    """What torch's profiler keeps of an operation, and of the kernels that it started."""
-
-    name: str
-    time_range: Span
-    kernels: Sequence[Kernel]
 
 
 class StepProfile:
@@ -53,7 +35,7 @@ class StepProfile:
 
     def __init__(self, trace: Path, say: Callable[[str], None]) -> None:
         plan = schedule(wait=SKIPPED, warmup=WARMED, active=TRACED, repeat=1)
-        self.profiler, self.trace, self.say = profile(schedule=plan), trace, say
+        self.profiler, self.trace, self.say = profile(schedule=plan, acc_events=True), trace, say
         self.open: record_function | None = None
         self.steps = 0
         self.profiler.start()
@@ -81,7 +63,8 @@ class StepProfile:
         elif self.steps == PROFILED:
             self.profiler.stop()
             self.profiler.export_chrome_trace(str(self.trace))
-            self.say("\n".join([*table(self.profiler.events()), f"trace: {self.trace}"]))
+            events = json.loads(gzip.decompress(self.trace.read_bytes()))["traceEvents"]
+            self.say("\n".join([*table(events), f"trace: {self.trace}"]))
 
 
 class ProfileError(ValueError):
@@ -105,31 +88,37 @@ def unmarked(phase: str) -> None:
     """What marks a phase where nothing is profiled."""
 
 
-def phase_seconds(events: Iterable[Event]) -> dict[str, tuple[float, float]]:
+def phase_seconds(events: Iterable[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """Of each phase, and of the exchange beside them: seconds of the host, and of the kernels started in it.
 
-    A kernel belongs to the phase in which any thread started it: backward runs in threads of its own.
+    events: a trace's, in microseconds. A kernel belongs to the phase in which any thread launched it:
+    backward runs in threads of its own.
     """
-    events = list(events)
-    spans = [(event.name.partition(" ")[2], event.time_range) for event in events if is_phase(event)]
+    events = [event for event in events if "dur" in event]
+    spans = sorted((event["ts"], event["ts"] + event["dur"], event["name"][6:])
+                   for event in events if is_phase(event))  # fmt: skip
     host, device = (dict.fromkeys([*PHASES, "exchange"], 0.0) for _ in range(2))
-    for phase, span in spans:
-        host[phase] += span.end - span.start
+    for began, ended, phase in spans:
+        host[phase] += ended - began
+    launched = {event["args"]["correlation"]: event["ts"] for event in events
+                if event.get("cat") in LAUNCHES and "correlation" in event.get("args", {})}  # fmt: skip
     for event in events:
-        began = event.time_range.start
-        phase = next((phase for phase, span in spans if span.start <= began < span.end), "")
-        for kernel in event.kernels:
-            device[phase] = device.get(phase, 0.0) + kernel.duration
-            device["exchange"] += kernel.duration if EXCHANGE.search(kernel.name) else 0.0
-        host["exchange"] += event.time_range.end - began if EXCHANGE.search(event.name) else 0.0
+        exchanges = bool(EXCHANGE.search(event["name"]))
+        if event.get("cat") == "cpu_op" and exchanges:
+            host["exchange"] += event["dur"]
+        if event.get("cat") in KERNELS:
+            at = launched.get(event["args"].get("correlation"), -1.0)
+            began, ended, phase = spans[max(bisect_right(spans, at, key=lambda span: span[0]) - 1, 0)]
+            device[phase] += event["dur"] if began <= at < ended else 0.0
+            device["exchange"] += event["dur"] if exchanges else 0.0
     return {name: (host[name] / 1e6, device[name] / 1e6) for name in host}
 
 
-def is_phase(event: Event) -> bool:
-    return event.name.startswith("phase ") and event.name[6:] in PHASES
+def is_phase(event: dict[str, Any]) -> bool:
+    return event.get("cat") == "user_annotation" and event["name"][6:] in PHASES
 
 
-def table(events: Iterable[Event]) -> Iterator[str]:
+def table(events: Iterable[dict[str, Any]]) -> Iterator[str]:
     """The milliseconds of a step by phase, in lines; without the GPU's column where there is none."""
     seconds = phase_seconds(events)
     gpu = any(device for _, device in seconds.values())

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
@@ -94,6 +95,7 @@ def join_world() -> World:
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # what is float32 is meant to be
     else:  # more threads collapse when other work runs
         torch.set_num_threads(threads)
     if size > 1:

@@ -473,6 +473,8 @@ def note(checkup: Checkup, check: str, look: Callable[[Checkup], Finding], toget
     checkup.findings.append(worst_of(everyone))
     if ranks.rank == 0:
         print("\n".join(checkup.findings[-1].lines()), flush=True)
+        if checkup.args.json:  # now: a machine that is not ready may end this process
+            write_json(checkup, checkup.args.json)
 
 
 def write_json(checkup: Checkup, path: Path) -> None:
@@ -562,8 +564,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return visit(checkup)
     finally:
-        if args.json and ranks.rank == 0:
-            write_json(checkup, args.json)
         if ranks.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -46,6 +46,14 @@ def small_track(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiler is found, whatever this machine names."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
 def small_file(tmp_path: Path) -> Path:
     """A track file, data/ beside it, for runs in processes of their own: up to 5,000 steps of a few ms."""
     tokens = np.arange(5_200_000) % 251

@@ -1,6 +1,7 @@
 """The fineweb track's model on a GPU that is not there: shapes, precisions, devices without numbers.
 
     python -m tests.fake_cuda SHIM eager STEP...        the model's gradients, two updates with each step
+    python -m tests.fake_cuda SHIM recipes FILE...      six updates with each recipe, stretched
     python -m tests.fake_cuda SHIM compiled RECIPE...   three updates; graphs after the second and the last
     python -m tests.fake_cuda SHIM faults NAME...       the same of models with a planted fault, or the error
 
@@ -11,25 +12,33 @@ import ctypes
 import functools
 import itertools
 import sys
+import tomllib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
 
 ctypes.CDLL(sys.argv[1])  # before torch asks for its devices
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 import train_gpt  # noqa: E402
 from optimizers import MatrixOptimizer  # noqa: E402
-from records.run.recipe import Recipe, parse_recipe  # noqa: E402
+from records.run.recipe import Recipe, parse_recipe, toml_lines  # noqa: E402
+from records.run.stretch import stretched  # noqa: E402
 from records.run.track import shipped_tracks  # noqa: E402
-from train_gpt import GPT, STEPS, World, apply_update, build_optimizers, compute_gradients  # noqa: E402
+from train_gpt import AROUND, GPT, STEPS, World, apply_update, build_optimizers, compute_gradients  # noqa: E402
 
+UPDATES = 6  # of a recipe, stretched
 FINEWEB = shipped_tracks()["fineweb"]
 ALONE = World(0, 1, torch.device("cuda", 0))
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+ATEN = torch.ops.aten
+PRODUCTS = {ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default}
+TAKE_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "lt", "gt", "where"}  # of the CPU
 BACKEND = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
 
 
@@ -65,14 +74,22 @@ def recipe_of(step: str) -> Recipe:
     return parse_recipe(text, step, {"fineweb": FINEWEB}, STEPS, track="fineweb")
 
 
-class OnePrecision(TorchDispatchMode):
-    """Matrix products of two precisions fail, as on a GPU; the shapes of fake tensors alone let them pass."""
+class AsOnAGpu(TorchDispatchMode):
+    """Fails what a GPU refuses and the shapes of fake tensors alone let pass.
+
+    Matrix products of two precisions; a number on the CPU, as planned hyperparameters are, where an operation
+    takes none.
+    """
 
     def __torch_dispatch__(
-        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+        self, func: Any, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        if func in PRODUCTS and len({tensor.dtype for tensor in args}) > 1:
-            raise RuntimeError(f"{func} of {[tensor.dtype for tensor in args]}")
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if func in PRODUCTS and len({tensor.dtype for tensor in given}) > 1:
+            raise RuntimeError(f"{func} of {[tensor.dtype for tensor in given]}")
+        devices = {tensor.device.type for tensor in given}
+        if len(devices) > 1 and func.overloadpacket.__name__.rstrip("_") not in TAKE_NUMBERS:
+            raise RuntimeError(f"{func} of tensors on {[tensor.device.type for tensor in given]}")
         return func(*args, **(kwargs or {}))
 
 
@@ -122,9 +139,19 @@ def step_each(names: list[str]) -> None:
         print(name, flush=True)
 
 
+def train_each(paths: list[str]) -> None:
+    """A training of six updates with each recipe, stretched to that length; up to where it reads a number."""
+    for path in paths:
+        text = "\n".join(toml_lines(stretched(tomllib.loads(Path(path).read_text()), UPDATES)))
+        recipe = parse_recipe(text, Path(path).stem, shipped_tracks(), STEPS, arounds=AROUND)
+        with suppress(DataDependentOutputException):  # which reads a number of the GPU: there are none here
+            updates(make_model(), recipe, False, UPDATES)
+        print(path, flush=True)
+
+
 def updates_with_fault(name: str) -> str:
     """Graphs after the second and the third update, or the error that the fault makes, on one line."""
-    model, clash = make_model(compiled=name != "weights_of_another_precision"), OnePrecision()
+    model, clash = make_model(compiled=name != "weights_of_another_precision"), AsOnAGpu()
     FAULTS[name](model)
     try:
         with nullcontext() if model.blocks[0]._compiled_call_impl else clash:  # a mode keeps from compiling
@@ -140,10 +167,10 @@ def main(what: str, names: list[str]) -> None:
         torch.compile, backend="aot_eager"
     )  # for MatrixOptimizer: no Triton here
     with FakeTensorMode():
-        if what == "eager":
-            with OnePrecision():
-                step_each(names)
-        for name in names if what != "eager" else ():
+        if what in ("eager", "recipes"):
+            with AsOnAGpu():
+                step_each(names) if what == "eager" else train_each(names)
+        for name in names if what in ("compiled", "faults") else ():
             torch._dynamo.reset()
             torch._dynamo.utils.counters.clear()
             if what == "faults":

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def checkup(device: torch.device = CPU, **args: object) -> Checkup:
     track = shipped_tracks()["nano" if device.type == "cpu" else "fineweb"]
-    options = argparse.Namespace(**({"compile": False, "micro_batch": 16} | args))
+    options = argparse.Namespace(**({"compile": False, "micro_batch": 16, "json": None} | args))
     ranks = World(0, 1, device)
     return Checkup(load_recipe(track.recipe, track=track), ranks, options, quick=True)
 
@@ -77,8 +77,7 @@ def test_a_loss_that_is_not_finite_is_found():
     assert doctor.check_training(visit, visit.recipe).state == "fails"
 
 
-def test_a_gpu_without_a_compiler_fails_a_cpu_is_warned(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_a_gpu_without_a_compiler_fails_a_cpu_is_warned(no_compiler):
     assert doctor.check_compiler(checkup(torch.device("cuda", 0))).state == "fails"
     assert doctor.check_compiler(checkup()).state == "warning"
 

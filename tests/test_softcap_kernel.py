@@ -40,9 +40,9 @@ print("agree")
 ASSEMBLE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from optimizers.softcap_kernel import WARPS, softcap_kernel
-kinds = {"z": "*bf16", "targets": "*i64", "losses": "*fp32", "columns": "i32", "stride": "i32"}
-fixed = {"DIFFERENTIATE": True, "BLOCK": 4096}
+from optimizers.softcap_kernel import COLUMNS, WARPS, softcap_kernel
+kinds = {"z": "*bf16", "targets": "*i64", "losses": "*fp32", "stride": "i32"}
+fixed = {"columns": 50304, "DIFFERENTIATE": True, "BLOCK": COLUMNS}
 for capability in (80, 90):
     source = ASTSource(softcap_kernel(), kinds | dict.fromkeys(fixed, "constexpr"), fixed)
     made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})

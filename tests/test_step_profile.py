@@ -3,30 +3,21 @@
 import gzip
 import json
 import re
-from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import train_gpt
 from optimizers.step_profile import PHASES, TRACED, phase_seconds, table, unmarked
 from tests.refusal import refusal_of
 
 
-@dataclass
-class Event:
-    """What the profiler would keep of an operation."""
-
-    name: str
-    start: float
-    end: float
-    kernels: list[SimpleNamespace] = field(default_factory=list)
-
-    @property
-    def time_range(self) -> "Event":
-        return self
+def event(name: str, start: float, end: float, cat: str = "cpu_op", correlation: int | None = None) -> dict:
+    """What a trace says of an operation, a launch or a kernel."""
+    return {"name": name, "ts": start, "dur": end - start, "cat": cat, "args": {"correlation": correlation}}
 
 
-def kernel(name: str, duration: float) -> SimpleNamespace:
-    return SimpleNamespace(name=name, duration=duration)
+def kernel(name: str, launched: float, start: float, end: float, number: int) -> list[dict]:
+    """A kernel, and its launch before it."""
+    launch = event("cudaLaunchKernel", launched, launched + 1, "cuda_runtime", number)
+    return [launch, event(name, start, end, "kernel", number)]
 
 
 def test_a_traced_run_leaves_a_trace_and_says_where_the_time_went(small_track, tmp_path, capsys):
@@ -49,22 +40,28 @@ def test_too_few_steps_to_trace_are_refused(small_track, tmp_path):
     assert "--profile needs 17 steps, 16 are left" in told and not list(tmp_path.glob("*.txt"))
 
 
-def test_a_kernel_counts_where_it_was_started_and_the_exchange_apart():
-    events = [
-        Event("phase backward", 0, 100),
-        Event("phase optimizer", 100, 130),
-        Event("aten::mm", 40, 41, [kernel("sm90_gemm", 70)]),  # of autograd's own thread
-        Event("c10d::allreduce_", 60, 61, [kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 25)]),
-        Event("aten::lerp_", 110, 111, [kernel("elementwise", 5)]),
-        Event("gloo:all_reduce", 90, 120),
-        Event("aten::mm", 200, 201, [kernel("sm90_gemm", 3)]),  # of a validation
+def test_a_kernel_counts_where_it_was_launched_and_the_exchange_apart():
+    phases = [
+        event("phase optimizer", 100, 130, "user_annotation"),
+        event("phase backward", 0, 100, "user_annotation"),
+        event("phase backward", 0, 400, "gpu_user_annotation"),  # the same on the GPU's clock
+    ]
+    kernels = [
+        *kernel("sm90_gemm", 40, 90, 160, 1),  # of autograd's own thread; runs on into the next phase
+        *kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 60, 160, 185, 2),
+        *kernel("elementwise", 110, 200, 205, 3),
+        *kernel("sm90_gemm", 200, 210, 213, 4),  # of a validation
+        event("aten::mm", 39, 42),
+        event("gloo:all_reduce", 90, 120),
+        {"name": "process_name", "ph": "M"},
     ]
     seconds = {
-        name: tuple(round(1e6 * part) for part in both) for name, both in phase_seconds(events).items()
+        name: tuple(round(1e6 * part) for part in both)
+        for name, both in phase_seconds(phases + kernels).items()
     }
     assert seconds["backward"] == (100, 95) and seconds["optimizer"] == (30, 5)
     assert seconds["exchange"] == (30, 25) and seconds["forward"] == (0, 0)
-    assert "GPU ms" in next(table(events)) and "GPU ms" not in next(table(events[:2]))
+    assert "GPU ms" in next(table(phases + kernels)) and "GPU ms" not in next(table(phases))
 
 
 def test_what_is_not_profiled_is_not_marked(small_track, tmp_path, monkeypatch):

@@ -77,8 +77,7 @@ def test_a_machine_without_a_gpu_says_first_that_it_trains_nano(small_track, tmp
     assert capsys.readouterr().out.startswith("no GPU found: nano on the CPU\n")
 
 
-def test_compiling_without_a_compiler_is_refused_before_it_starts(monkeypatch, small_track):
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_compiling_without_a_compiler_is_refused_before_it_starts(no_compiler, small_track):
     told = refusal("--compile", "--plan", "--data", str(small_track))
     assert "g++" in told and "--no-compile" in told
 

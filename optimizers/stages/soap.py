@@ -34,7 +34,7 @@ def soap(
     """
     D = preconditioned(u, state, beta2, eps, eps_rule, denominator_floor, soap_part, norm)
     if trust:
-        gate = agreement(D, u, G).clamp(min=trust_floor).clamp(max=trust_cap)
+        gate = held(agreement(D, u, G), trust_floor, trust_cap)
         D = resized(u + gate * (D - u), u, norm)
     update_bases(G, state, t, covariance_beta, refresh_every, refresh, start)
     return D
@@ -68,6 +68,12 @@ def resized(D: Tensor, u: Tensor, norm: str) -> Tensor:
     size = NORMS[norm](u)
     size = size.clamp(min=1e-8) if norm == "schatten4" else size
     return D * (size / NORMS[norm](D).clamp(min=1e-8))
+
+
+def held(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    """x within low and high. Planned ones are numbers on the CPU, which clamp refuses beside a GPU's."""
+    x = torch.where(x < low, low, x)
+    return torch.where(x > high, high, x)
 
 
 def agreement(D: Tensor, u: Tensor, G: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """Our training step beside the plain loop: the benchmark's facts written down, nothing gained.
 
-    python -m tests.benchmarks.plain_loop [--rounds 15] [--polar bfloat16] [--settings ...] [--table FILE]
+    python -m tests.benchmarks.plain_loop [--device cuda] [--rounds 15] [--ways ours,plain] [--table FILE]
 
 The plain loop is the published scripts': query, key and value in three products, all logits in float32 with
 autograd's cross entropy, the whole model one graph where it is compiled, Muon matrix by matrix. Both train
 nano's model and one 256 wide on made tokens, eager and compiled, a step each in turn, one thread; beside them
-ours with one part done plainly. Milliseconds are CPU time, the median over the rounds.
+ours with one part done plainly. Milliseconds are CPU time, the median over the rounds. On a GPU it is
+GPT-124M, a pass of 32 rows and an update, and milliseconds are the clock's.
 """
 
 import argparse
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -25,13 +27,13 @@ from records.run.recipe import Recipe
 from records.run.track import RECORDS
 from train_gpt import GPT, Attention, build_optimizers, forward_backward, load_recipe, make_model, rotate
 
-ALONE = World(0, 1, torch.device("cpu"))
-SETTINGS = {  # changes of nano's track, whether compiled
+SETTINGS = {  # changes of the recipe's track, whether compiled
     "nano eager": ({}, False),
     "nano compiled": ({}, True),
     "256 wide eager": ({"model_dim": 256}, False),
     "256 wide compiled": ({"model_dim": 256}, True),
 }
+ON_GPU = {"GPT-124M compiled": ({"batch_tokens": 2**15}, True)}
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,11 @@ class PlainMuon(torch.optim.Optimizer):
 class Loop:
     """Trains the recipe's model at a constant rate on made tokens, with what `plain` says done plainly."""
 
-    def __init__(self, recipe: Recipe, compiled: bool, plain: Plain, precision: torch.dtype) -> None:
-        track, self.compiled = recipe.track, compiled
-        model = make_model(recipe, 0, ALONE.device, compiled and not plain.graph)
+    def __init__(
+        self, recipe: Recipe, compiled: bool, plain: Plain, precision: torch.dtype, device: torch.device
+    ) -> None:
+        track, self.compiled, self.world = recipe.track, compiled, World(0, 1, device)
+        model = make_model(recipe, 0, device, compiled and not plain.graph)
         if plain.products:
             for block in model.blocks:
                 block.attn.forward = MethodType(three_products, block.attn)
@@ -115,33 +119,45 @@ class Loop:
             self.optimizers[-1] = PlainMuon(params, recipe.matrix, precision)
         generator = torch.Generator().manual_seed(0)
         rows = track.batch_tokens // track.context
-        tokens = torch.randint(0, track.vocab_size, (rows, track.context + 1), generator=generator)
+        drawn = torch.randint(0, track.token_limit, (rows, track.context + 1), generator=generator)
+        tokens = drawn.to(device)
         self.batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step(self) -> tuple[float, float, float]:
-        """CPU seconds of forward and backward and of the update; the loss summed over the tokens."""
-        began = time.process_time()
-        loss = forward_backward(self.net, self.batch, len(self.batch[0]), ALONE)
-        ready = time.process_time()
+        """Seconds of forward and backward and of the update; the loss summed over the tokens."""
+        began = now(self.world.device)
+        loss = forward_backward(self.net, self.batch, len(self.batch[0]), self.world)
+        ready = now(self.world.device)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return ready - began, time.process_time() - ready, loss.item()
+        return ready - began, now(self.world.device) - ready, loss.item()
 
 
-def loops(setting: str, precision: torch.dtype) -> dict[str, Loop]:
-    """Ours, the plain one, and ours with one part plain; "graph" only where something is compiled."""
-    changes, compiled = SETTINGS[setting]
-    recipe = load_recipe(RECORDS / "nano" / "muon.toml")
+def now(device: torch.device) -> float:
+    """Seconds of this process' CPU time; on a GPU of the clock, when it has done all."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def loops(
+    setting: str, precision: torch.dtype, device: torch.device, asked: Collection[str] = ()
+) -> dict[str, Loop]:
+    """Ours, the plain one, and ours with one part plain (only the `asked`); "graph" where it is compiled."""
+    changes, compiled = (SETTINGS | ON_GPU)[setting]
+    recipe = load_recipe(RECORDS / ("nano/muon.toml" if setting in SETTINGS else "fineweb/01_muon.toml"))
     recipe = replace(recipe, track=replace(recipe.track, **changes))
     parts = [field.name for field in fields(Plain) if compiled or field.name != "graph"]
     ways = {"ours": Plain(), "plain": Plain(True, True, True, True)}
     ways |= {part: Plain(**{part: True}) for part in parts}
-    return {name: Loop(recipe, compiled, way, precision) for name, way in ways.items()}
+    return {name: Loop(recipe, compiled, way, precision, device)
+            for name, way in ways.items() if name in (asked or ways)}  # fmt: skip
 
 
 def medians(contenders: dict[str, Loop], rounds: int) -> dict[str, tuple[float, float]]:
-    """CPU ms of forward and backward and of the update, after three steps that compile."""
+    """Milliseconds of forward and backward and of the update, after three steps that compile."""
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in contenders}
     for at in range(3 + rounds):
         for name, loop in contenders.items():
@@ -154,18 +170,25 @@ def medians(contenders: dict[str, Loop], rounds: int) -> dict[str, tuple[float, 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.plain_loop")
     parser.add_argument("--rounds", type=int, default=15, help="steps of each loop in turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--polar", choices=("float32", "bfloat16"), default="float32", help="of the plain loop"
+        "--polar", choices=("float32", "bfloat16"), help="of the plain loop (cpu: float32, cuda: bfloat16)"
     )
-    parser.add_argument("--settings", default=",".join(SETTINGS), help="separated by commas")
+    parser.add_argument("--settings", help="separated by commas (all)")
+    parser.add_argument("--ways", help="separated by commas, ours among them (all)")
     parser.add_argument("--table", type=Path, help="write the table to this file")
     options = parser.parse_args(arguments)
+    device, polar = torch.device(options.device), options.polar
+    polar = polar or ("float32" if device.type == "cpu" else "bfloat16")
+    all_settings = SETTINGS if device.type == "cpu" else ON_GPU
+    settings = options.settings.split(",") if options.settings else all_settings
+    ways = options.ways.split(",") if options.ways else ()
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # one code, many models
     lines = ["| model | | passes, ms | over ours | update, ms | over ours | step over ours |",
              "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for setting in options.settings.split(","):
-        ms = medians(loops(setting, getattr(torch, options.polar)), options.rounds)
+    for setting in settings:
+        ms = medians(loops(setting, getattr(torch, polar), device, ways), options.rounds)
         ours = ms["ours"]
         for name, (passes, update) in ms.items():
             what = name if name in ("ours", "plain") else f"plain {name}"
@@ -173,8 +196,9 @@ def main(arguments: list[str] | None = None) -> None:
                          f"| {update / ours[1]:.2f} | {(passes + update) / sum(ours):.2f} |")  # fmt: skip
         print("\n".join(lines[-len(ms) :]), flush=True)
     if options.table:
-        machine = f"{device_name(ALONE.device)}, 1 thread, torch {torch.__version__}, CPU time"
-        head = f"# Our step beside the plain loop\n\n{machine}; its polar factors in {options.polar}.\n"
+        clock = "1 thread, CPU time" if device.type == "cpu" else "the clock's time"
+        machine = f"{device_name(device)}, torch {torch.__version__}, {clock}"
+        head = f"# Our step beside the plain loop\n\n{machine}; its polar factors in {polar}.\n"
         options.table.write_text("\n".join([head, *lines]) + "\n")
 
 
