@@ -54,13 +54,14 @@ def make_model(layers: int = 2, compiled: bool = False) -> GPT:
     return model
 
 
-def make_tokens() -> Tensor:
-    return torch.zeros(1, FINEWEB.context, dtype=torch.int64, device="cuda")
+def make_tokens(rows: int = 1) -> Tensor:
+    return torch.zeros(rows, FINEWEB.context, dtype=torch.int64, device="cuda")
 
 
 def updates(model: GPT, recipe: Recipe, compiled: bool | None, count: int) -> list[int]:
     """The graphs that were compiled after each update."""
-    optimizers, graphs, tokens = build_optimizers(model, recipe, compiled), [], make_tokens()
+    optimizers, graphs = build_optimizers(model, recipe, compiled), []
+    tokens = make_tokens(recipe.micro_batches())
     for step in range(count):
         train_gpt.set_learning_rates(optimizers, recipe, step)
         compute_gradients(model, optimizers, (tokens, tokens), 1, ALONE)

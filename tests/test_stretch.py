@@ -35,6 +35,12 @@ def test_every_shipped_recipe_stretches_and_keeps_its_schedule(name):
         assert value_at(now.schedule["matrix"][key], 2 * at) == pytest.approx(value_at(knots, at), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_every_shipped_recipe_shrinks_to_a_short_run(name):
+    table = {"track": FILES[name].parent.name} | read_table(FILES[name])
+    assert read(stretched(table, 24)).train_steps == 24
+
+
 @pytest.mark.parametrize("name", ["row_floor", "extrapolated", "open_2580_extrapolated", "nora"])
 def test_stretching_to_its_own_length_changes_nothing(name):
     table = {"track": FILES[name].parent.name} | read_table(FILES[name])

@@ -63,7 +63,7 @@ def in_table(name: str, table: dict[str, Any], factor: float) -> dict[str, Any]:
             least = 1.0 if key == "tau" else 0.0  # the weights that an average is of
             done[key] = max(round(value * factor, 4), least)
         elif counted and type(value) is int:
-            done[key] = round(value * factor)
+            done[key] = max(round(value * factor), int(between))
         else:
             done[key] = value
     return done
