@@ -69,7 +69,7 @@ VARIANTS = [
     ("muoneq", {"mode": "rc"}),
     ("soft_muon", {"blend": -1.0}),
     *((name, {"start": "identity"}) for name in ("soaph", "klsoaph", "pmuon")),
-    ("shampoo_adam", {"root_eps": 1e-12, "refresh_every": 2}),
+    ("shampoo_adam", {"root_eps": 1e-4, "refresh_every": 2}),  # at 1e-12 roots of rounding noise count
     ("muown", {"contra": 0.4, "neuron_beta2": 0.8, "growth": 0.5}),
     ("dynmuon", {"power": -0.25}),
     ("soft_muon", {"blend": 0.5, "soft_scale": "polar", "norm": "schatten4"}),
