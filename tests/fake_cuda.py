@@ -1,7 +1,7 @@
 """The fineweb track's model on a GPU that is not there: shapes, precisions, devices without numbers.
 
     python -m tests.fake_cuda SHIM eager STEP...        the model's gradients, two updates with each step
-    python -m tests.fake_cuda SHIM recipes FILE...      six updates with each recipe, stretched
+    python -m tests.fake_cuda SHIM recipes FILE...      six updates with each recipe, resumed
     python -m tests.fake_cuda SHIM compiled RECIPE...   three updates; graphs after the second and the last
     python -m tests.fake_cuda SHIM faults NAME...       the same of models with a planted fault, or the error
 
@@ -23,8 +23,9 @@ ctypes.CDLL(sys.argv[1])  # before torch asks for its devices
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
+from torch.optim import Optimizer  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 
 import train_gpt  # noqa: E402
 from optimizers import MatrixOptimizer  # noqa: E402
@@ -38,7 +39,7 @@ FINEWEB = shipped_tracks()["fineweb"]
 ALONE = World(0, 1, torch.device("cuda", 0))
 ATEN = torch.ops.aten
 PRODUCTS = {ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default}
-TAKE_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "lt", "gt", "where"}  # of the CPU
+TAKE_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "lt", "gt", "where", "copy"}  # of the CPU
 BACKEND = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
 
 
@@ -58,11 +59,10 @@ def make_tokens(rows: int = 1) -> Tensor:
     return torch.zeros(rows, FINEWEB.context, dtype=torch.int64, device="cuda")
 
 
-def updates(model: GPT, recipe: Recipe, compiled: bool | None, count: int) -> list[int]:
+def updates(model: GPT, recipe: Recipe, optimizers: list[Optimizer], steps: range) -> list[int]:
     """The graphs that were compiled after each update."""
-    optimizers, graphs = build_optimizers(model, recipe, compiled), []
-    tokens = make_tokens(recipe.micro_batches())
-    for step in range(count):
+    tokens, graphs = make_tokens(recipe.micro_batches()), []
+    for step in steps:
         train_gpt.set_learning_rates(optimizers, recipe, step)
         compute_gradients(model, optimizers, (tokens, tokens), 1, ALONE)
         apply_update(optimizers)
@@ -141,12 +141,21 @@ def step_each(names: list[str]) -> None:
 
 
 def train_each(paths: list[str]) -> None:
-    """A training of six updates with each recipe, stretched to that length; up to where it reads a number."""
+    """Six updates with each recipe, stretched to that length, and from their states on the CPU, as a resumed
+    run has them, after three; up to where it reads a number.
+    """
     for path in paths:
         text = "\n".join(toml_lines(stretched(tomllib.loads(Path(path).read_text()), UPDATES)))
         recipe = parse_recipe(text, Path(path).stem, shipped_tracks(), STEPS, arounds=AROUND)
         with suppress(DataDependentOutputException):  # which reads a number of the GPU: there are none here
-            updates(make_model(), recipe, False, UPDATES)
+            model, half = make_model(), UPDATES // 2
+            optimizers = build_optimizers(model, recipe, False)
+            updates(model, recipe, optimizers, range(half))
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            optimizers = build_optimizers(model, recipe, False)
+            for optimizer, state in zip(optimizers, tree_map_only(Tensor, Tensor.cpu, saved), strict=True):
+                optimizer.load_state_dict(state)
+            updates(model, recipe, optimizers, range(half, UPDATES))
         print(path, flush=True)
 
 
@@ -156,7 +165,8 @@ def updates_with_fault(name: str) -> str:
     FAULTS[name](model)
     try:
         with nullcontext() if model.blocks[0]._compiled_call_impl else clash:  # a mode keeps from compiling
-            graphs = updates(model, recipe_of("nora"), False, 3)
+            recipe = recipe_of("nora")
+            graphs = updates(model, recipe, build_optimizers(model, recipe, False), range(3))
     except Exception as error:  # whatever the fault makes
         return " ".join(str(error).split())
     return f"{graphs[1]} {graphs[-1]}"
@@ -164,6 +174,7 @@ def updates_with_fault(name: str) -> str:
 
 def main(what: str, names: list[str]) -> None:
     train_gpt.initialise = lambda *_, **__: None  # it draws on the CPU
+    Tensor.__deepcopy__ = lambda tensor, _: tensor.clone()  # a fake one on the CPU has no storage to copy
     torch.compile = functools.partial(
         torch.compile, backend="aot_eager"
     )  # for MatrixOptimizer: no Triton here
@@ -178,7 +189,8 @@ def main(what: str, names: list[str]) -> None:
                 print(name, updates_with_fault(name), flush=True)
                 continue
             recipe = recipe_of(name) if name in STEPS else train_gpt.load_recipe(name, track=FINEWEB)
-            graphs = updates(make_model(compiled=True), recipe, None, 3)
+            model = make_model(compiled=True)
+            graphs = updates(model, recipe, build_optimizers(model, recipe), range(3))
             print(name, graphs[1], graphs[-1], flush=True)
 
 
