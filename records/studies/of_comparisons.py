@@ -41,7 +41,9 @@ def polar_error(train: bool) -> Findings:
     """Muon's last loss against the root-mean-square polar error of its updates."""
     found = runs_there("polar_error", [polar_run(name) for name in POLAR], train)
     losses = {name: last_losses(FOLDER / "polar_error" / name) for name in found}
-    errors = {name: fmean(series(run, "polar_error_rms")[1]) for name, run in found.items()}
+    of_step = {name: dict(zip(*series(run, "polar_error_rms"), strict=True)) for name, run in found.items()}
+    # Not of step 0, where the head is zero, and so is every gradient.
+    errors = {name: fmean(e for step, e in of_run.items() if step) for name, of_run in of_step.items()}
     tests = {
         name: t_test([of_name[seed] - losses[EXACT][seed] for seed in of_name.keys() & losses[EXACT].keys()])
         for name, of_name in losses.items()
@@ -59,12 +61,15 @@ def polar_error(train: bool) -> Findings:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for name in found:
+        for place, name in enumerate(sorted(found, key=errors.__getitem__)):
             axes.plot([errors[name]] * len(losses[name]), list(losses[name].values()), "o", color=COLOURS[0],
                       alpha=0.4, markersize=3)  # fmt: skip
             axes.plot(errors[name], means[name], "o", color=COLOURS[0], markersize=6)
-            axes.annotate(name, (errors[name], means[name]), xytext=(6, 3), textcoords="offset points",
+            apart = (4, -11, 13)[place % 3]  # the closest factors lie side by side
+            axes.annotate(name, (errors[name], means[name]), xytext=(5, apart), textcoords="offset points",
                           fontsize=8)  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("RMS distance of the update's singular values from 1, mean over steps and matrices")
         axes.set_ylabel("last validation loss")
 
