@@ -87,6 +87,7 @@ def polar_methods(train: bool) -> Findings:
                 curves["in"], values, color=COLOURS[i], label=f"{method}-{METHODS[method]}", linewidth=1.4
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("singular value over the Frobenius norm, before")
         axes.set_ylabel("after")
         axes.legend(frameon=False)

@@ -177,6 +177,7 @@ def proxies(train: bool) -> Findings:
                           [fmean(losses[method].values()) for method in there], "o", color=colour,
                           markersize=4)  # fmt: skip
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(name)
             axes.set_xlabel("published steps")
         panels[0].set_ylabel("last validation loss")
