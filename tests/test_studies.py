@@ -313,3 +313,21 @@ def test_adaptive_scales_are_compared_over_the_run(tmp_path, monkeypatch):
     verdict = STUDIES["noise_scales"].find(False).verdict
     assert "namo 0.25, namo-4x 0.35. That it grows with the batch shows" in verdict
     assert "first half of the run it is 0.35, in the second 0.15" in verdict and verdict.endswith("shows.")
+
+
+def test_rows_turn_as_unevenly_as_the_fastest_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_trainings, "FOLDER", tmp_path)
+    for name, fastest in (("muon", 0.3), ("nora_init", 0.2)):
+        log = tmp_path / "nora_norms" / name / "a.txt"
+        write_log(log)
+        for step, mean in enumerate((0.0, 0.1, 0.1)):  # at first nothing turns
+            values = {
+                "row_angle": mean,
+                "row_angle_max": fastest,
+                "radial_part": 0.04,
+                "row_norm_mean": 2.0 + step,
+            }
+            InstrumentLog(log, 0, 3).write(step, {"blocks.0.attn.q.weight": values}, {})
+    verdict = STUDIES["nora_norms"].find(False).verdict
+    assert "muon 3, nora_init 2; that rows turn more evenly under nora_init than under muon shows" in verdict
+    assert verdict.endswith("over those at the first: muon 2, nora_init 2.")

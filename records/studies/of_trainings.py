@@ -119,22 +119,6 @@ def of_trainings(
     )  # fmt: skip
 
 
-def ends(runs: dict[str, Measured], quantity: str, kind: str = "") -> dict[str, float]:
-    """The last value of a quantity of each run."""
-    found = {name: series(run, quantity, kind)[1] for name, run in runs.items()}
-    return {name: values[-1] for name, values in found.items() if values}
-
-
-def compared(runs: dict[str, Measured], quantity: str, kind: str, low: str, high: str) -> str:
-    """Whether the first of two runs ends with less of a quantity than the second, with both numbers."""
-    last = ends(runs, quantity, kind)
-    told = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
-    if low not in last or high not in last:
-        return f"{quantity} {kind}: {told}."
-    shows = "shows" if last[low] < last[high] else "does not show"
-    return f"{quantity} {kind}: {told}; less under {low} than under {high} {shows}."
-
-
 def silent(name: str) -> dict[int, tuple[int, int, int]]:
     """By seed of a run, at its last measured validation: units of all MLPs, dead ones, faint ones."""
     found: dict[int, dict[int, list[dict]]] = {}
@@ -180,13 +164,28 @@ def dying_neurons(train: bool) -> Findings:
     return replace(found, tables=[*found.tables, Table("Silent units at the end, by seed", header, rows)])
 
 
+def unevenness(run: Measured) -> float:
+    """How far a matrix's fastest row turns in an update, over the mean of its rows; mean over the run."""
+    (_, fastest), (_, mean) = series(run, "row_angle_max"), series(run, "row_angle")
+    return fmean(top / row for top, row in zip(fastest, mean, strict=True) if row)
+
+
 def norms(runs: dict[str, Measured]) -> str:
-    return " ".join(
-        [
-            compared(runs, "radial_part", "", "nora_init", "muon"),
-            compared(runs, "row_angle", "", "nora_init", "muon"),
-        ]
-    )
+    """The momentum's radial part, how unevenly rows turn, and how far their norms go, of every run."""
+    radial = {name: fmean(series(run, "radial_part")[1]) for name, run in runs.items()}
+    uneven = {name: unevenness(run) for name, run in runs.items()}
+    lengths = {name: series(run, "row_norm_mean")[1] for name, run in runs.items()}
+
+    def told(values: dict[str, float]) -> str:
+        return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+    words = [f"Radial part of the momentum, mean over the run: {told(radial)}."]
+    words += [f"The fastest row of a matrix turns that many times as far as the mean one: {told(uneven)}"]
+    if "muon" in runs and "nora_init" in runs:
+        shows = "shows" if uneven["nora_init"] < uneven["muon"] else "does not show"
+        words[-1] += f"; that rows turn more evenly under nora_init than under muon {shows}"
+    grown = {name: values[-1] / values[0] for name, values in lengths.items()}
+    return f"{' '.join(words)}. Row norms at the last measurement over those at the first: {told(grown)}."
 
 
 def scales(runs: dict[str, Measured]) -> str:
