@@ -48,6 +48,7 @@ def test_this_machine_trains(tmp_path, capsys, monkeypatch):
     assert "ms/step" in table and "a run of aurora_contra_floor: 410 steps" in table.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, g++ is not there")
 def test_this_machine_trains_compiled_after_a_warm_up(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

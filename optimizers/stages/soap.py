@@ -34,7 +34,7 @@ def soap(
     """
     D = preconditioned(u, state, beta2, eps, eps_rule, denominator_floor, soap_part, norm)
     if trust:
-        gate = held(agreement(D, u, G), trust_floor, trust_cap)
+        gate = bounded(agreement(D, u, G), trust_floor, trust_cap)
         D = resized(u + gate * (D - u), u, norm)
     update_bases(G, state, t, covariance_beta, refresh_every, refresh, start)
     return D
@@ -70,7 +70,7 @@ def resized(D: Tensor, u: Tensor, norm: str) -> Tensor:
     return D * (size / NORMS[norm](D).clamp(min=1e-8))
 
 
-def held(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
+def bounded(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
     """x within low and high. Planned ones are numbers on the CPU, which clamp refuses beside a GPU's."""
     x = torch.where(x < low, low, x)
     return torch.where(x > high, high, x)
