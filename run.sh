@@ -9,7 +9,7 @@ help() {
 ./run.sh test                     set up and run the tests
 ./run.sh records COMMAND ...      summarize, compare, check, submit, leaderboard, report, extract
 ./run.sh tune RECIPE --trials N   search learning rate and weight decay
-./run.sh doctor [--nproc N]       is this machine ready, and how fast will it be? No data; a minute, with GPUs four
+./run.sh doctor [--nproc N]       is this machine ready, and how fast will it be? No data; minutes
 
 With an NVIDIA GPU: GPT-124M on FineWeb (track fineweb), one process a GPU. Without: a small model on an
 embedded corpus (track nano), about a minute on one core. Missing packages and data are fetched first.

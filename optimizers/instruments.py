@@ -33,8 +33,7 @@ FAINT = 0.01  # of the median of a layer's activation norms: a unit below hardly
 
 @dataclass(frozen=True)
 class Measurement:
-    """A matrix [m, n] at one update. rows: by name, a number for each of its m rows (neurons),
-    float32 on the CPU."""
+    """A matrix [m, n] at one update. rows: by name, a float32 on the CPU for each of its m rows (neurons)."""
 
     numbers: Numbers
     rows: dict[str, Tensor]

@@ -39,6 +39,7 @@ from optimizers.softcap_kernel import differs
 from optimizers.world import WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
 from records import RecordError
 from records.baseline import BASELINE, made_model, made_tokens
+from records.run.files import write_whole
 from records.run.instrument_log import unobserved
 from records.run.machine import (
     PEAK_FLOPS,
@@ -494,7 +495,7 @@ def write_json(checkup: Checkup, path: Path) -> None:
         "findings": [asdict(finding) for finding in checkup.findings],
         "speed": asdict(checkup.speed) if checkup.speed else None,
     }
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    write_whole(path, (json.dumps(told, indent=1) + "\n").encode())
 
 
 @contextmanager

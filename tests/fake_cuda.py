@@ -141,22 +141,27 @@ def step_each(names: list[str]) -> None:
 
 
 def train_each(paths: list[str]) -> None:
-    """Six updates with each recipe, stretched to that length, and from their states on the CPU, as a resumed
-    run has them, after three; up to where it reads a number.
+    """Six updates with each recipe, stretched to that length, after three from the states on the CPU, as a
+    resumed run has them; how many were made before it read a number.
     """
     for path in paths:
         text = "\n".join(toml_lines(stretched(tomllib.loads(Path(path).read_text()), UPDATES)))
         recipe = parse_recipe(text, Path(path).stem, shipped_tracks(), STEPS, arounds=AROUND)
-        with suppress(DataDependentOutputException):  # which reads a number of the GPU: there are none here
-            model, half = make_model(), UPDATES // 2
-            optimizers = build_optimizers(model, recipe, False)
-            updates(model, recipe, optimizers, range(half))
-            saved = [optimizer.state_dict() for optimizer in optimizers]
-            optimizers = build_optimizers(model, recipe, False)
-            for optimizer, state in zip(optimizers, tree_map_only(Tensor, Tensor.cpu, saved), strict=True):
-                optimizer.load_state_dict(state)
-            updates(model, recipe, optimizers, range(half, UPDATES))
-        print(path, flush=True)
+        model, made = make_model(), 0
+        optimizers = build_optimizers(model, recipe, False)
+        with suppress(DataDependentOutputException):  # there are no numbers on this GPU
+            for step in range(UPDATES):
+                if step == UPDATES // 2:
+                    saved = tree_map_only(Tensor, Tensor.cpu, [each.state_dict() for each in optimizers])
+                    optimizers = build_optimizers(model, recipe, False)
+                    for optimizer, state in zip(optimizers, saved, strict=True):
+                        optimizer.load_state_dict(state)
+                updates(model, recipe, optimizers, range(step, step + 1))
+                made += 1
+        print(path, made, flush=True)
+
+
+EAGER = {"eager": step_each, "recipes": train_each}
 
 
 def updates_with_fault(name: str) -> str:
@@ -179,10 +184,10 @@ def main(what: str, names: list[str]) -> None:
         torch.compile, backend="aot_eager"
     )  # for MatrixOptimizer: no Triton here
     with FakeTensorMode():
-        if what in ("eager", "recipes"):
+        if what in EAGER:
             with AsOnAGpu():
-                step_each(names) if what == "eager" else train_each(names)
-        for name in names if what in ("compiled", "faults") else ():
+                return EAGER[what](names)
+        for name in names:
             torch._dynamo.reset()
             torch._dynamo.utils.counters.clear()
             if what == "faults":
