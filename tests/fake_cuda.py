@@ -1,7 +1,7 @@
 """The fineweb track's model on a GPU that is not there: shapes, precisions, devices without numbers.
 
     python -m tests.fake_cuda SHIM eager STEP...        the model's gradients, two updates with each step
-    python -m tests.fake_cuda SHIM recipes FILE...      six updates with each recipe, resumed
+    python -m tests.fake_cuda SHIM recipes FILE...      six updates with each recipe, and how many
     python -m tests.fake_cuda SHIM compiled RECIPE...   three updates; graphs after the second and the last
     python -m tests.fake_cuda SHIM faults NAME...       the same of models with a planted fault, or the error
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 from torch.optim import Optimizer  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 import train_gpt  # noqa: E402
 from optimizers import MatrixOptimizer  # noqa: E402
@@ -39,7 +39,7 @@ FINEWEB = shipped_tracks()["fineweb"]
 ALONE = World(0, 1, torch.device("cuda", 0))
 ATEN = torch.ops.aten
 PRODUCTS = {ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default}
-TAKE_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "lt", "gt", "where", "copy"}  # of the CPU
+TAKE_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "lt", "gt", "where"}  # of the CPU
 BACKEND = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
 
 
@@ -141,9 +141,7 @@ def step_each(names: list[str]) -> None:
 
 
 def train_each(paths: list[str]) -> None:
-    """Six updates with each recipe, stretched to that length, after three from the states on the CPU, as a
-    resumed run has them; how many were made before it read a number.
-    """
+    """Six updates with each recipe, stretched to that length; how many were made before it read a number."""
     for path in paths:
         text = "\n".join(toml_lines(stretched(tomllib.loads(Path(path).read_text()), UPDATES)))
         recipe = parse_recipe(text, Path(path).stem, shipped_tracks(), STEPS, arounds=AROUND)
@@ -151,17 +149,9 @@ def train_each(paths: list[str]) -> None:
         optimizers = build_optimizers(model, recipe, False)
         with suppress(DataDependentOutputException):  # there are no numbers on this GPU
             for step in range(UPDATES):
-                if step == UPDATES // 2:
-                    saved = tree_map_only(Tensor, Tensor.cpu, [each.state_dict() for each in optimizers])
-                    optimizers = build_optimizers(model, recipe, False)
-                    for optimizer, state in zip(optimizers, saved, strict=True):
-                        optimizer.load_state_dict(state)
                 updates(model, recipe, optimizers, range(step, step + 1))
                 made += 1
         print(path, made, flush=True)
-
-
-EAGER = {"eager": step_each, "recipes": train_each}
 
 
 def updates_with_fault(name: str) -> str:
@@ -177,26 +167,36 @@ def updates_with_fault(name: str) -> str:
     return f"{graphs[1]} {graphs[-1]}"
 
 
+def faults_of(names: list[str]) -> None:
+    """What each planted fault makes."""
+    for name in names:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        print(name, updates_with_fault(name), flush=True)
+
+
+def compile_each(names: list[str]) -> None:
+    """Three updates with each recipe or step function, compiled."""
+    for name in names:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        recipe = recipe_of(name) if name in STEPS else train_gpt.load_recipe(name, track=FINEWEB)
+        model = make_model(compiled=True)
+        graphs = updates(model, recipe, build_optimizers(model, recipe), range(3))
+        print(name, graphs[1], graphs[-1], flush=True)
+
+
+EAGER = {"eager": step_each, "recipes": train_each}
+COMPILED = {"compiled": compile_each, "faults": faults_of}  # a mode keeps from compiling
+
+
 def main(what: str, names: list[str]) -> None:
     train_gpt.initialise = lambda *_, **__: None  # it draws on the CPU
-    Tensor.__deepcopy__ = lambda tensor, _: tensor.clone()  # a fake one on the CPU has no storage to copy
     torch.compile = functools.partial(
         torch.compile, backend="aot_eager"
     )  # for MatrixOptimizer: no Triton here
-    with FakeTensorMode():
-        if what in EAGER:
-            with AsOnAGpu():
-                return EAGER[what](names)
-        for name in names:
-            torch._dynamo.reset()
-            torch._dynamo.utils.counters.clear()
-            if what == "faults":
-                print(name, updates_with_fault(name), flush=True)
-                continue
-            recipe = recipe_of(name) if name in STEPS else train_gpt.load_recipe(name, track=FINEWEB)
-            model = make_model(compiled=True)
-            graphs = updates(model, recipe, build_optimizers(model, recipe), range(3))
-            print(name, graphs[1], graphs[-1], flush=True)
+    with FakeTensorMode(), AsOnAGpu() if what in EAGER else nullcontext():
+        (EAGER | COMPILED)[what](names)
 
 
 if __name__ == "__main__":
