@@ -58,10 +58,12 @@ def compared(recipe: Path, data: Path, compiled: bool, folder: Path) -> tuple[bo
         "GPU": last_loss([*asked, *gpu], {}),
         "resumed": last_loss([*asked, *gpu, "--resume"], {}),
     }
-    values = [loss for loss in losses.values() if isinstance(loss, float)]
-    spread = max(values) / min(values) - 1 if len(values) == len(losses) else float("inf")
+    cpu = losses["CPU"]
+    agrees = all(
+        isinstance(loss, float) and isinstance(cpu, float) and abs(loss / cpu - 1) <= TOLERANCE
+        for loss in losses.values()
+    )  # nan is no neighbour
     told = ", ".join(f"{name} {loss}" for name, loss in losses.items())
-    agrees = spread <= TOLERANCE
     name = f"{recipe.parent.name}/{recipe.stem}"
     return agrees, f"{name:<36}{'ok' if agrees else 'FAILS':<7}{told} ({time.perf_counter() - began:.0f} s)"
 
