@@ -143,9 +143,10 @@ def test_a_mistyped_data_folder_is_not_made(tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
-def test_where_to_go_on_is_the_last_thing_that_two_stopped_processes_say(tmp_path):
-    options = ("--recipe", "muon", "--steps", "14", "--nproc", "2", "--checkpoint-every", "1")
-    command = [ROOT / "run.sh", *options, "--data", own_data(tmp_path), "--out", tmp_path / "logs"]
+def test_where_to_go_on_is_the_last_thing_that_two_stopped_processes_say(small_file, tmp_path):
+    options = ("--track", small_file, "--recipe", "muon", "--steps", "5000", "--nproc", "2")
+    places = ("--checkpoint-every", "2", "--data", tmp_path / "data", "--out", tmp_path / "logs")
+    command = [ROOT / "run.sh", *options, *places]
     settings = {**os.environ, "VENV": "none", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.Popen(command, env=settings, stdout=-1, stderr=subprocess.STDOUT, text=True)
     deadline = time.time() + 120

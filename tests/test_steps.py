@@ -227,7 +227,10 @@ def test_hyperparameters_may_be_tensors(name, options):
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if place % 2 else []) for place, name in enumerate(STEPS)],
+)
 def test_compiles_whole_and_not_again_over_a_schedule(name):
     torch.compiler.reset()
     compiled = torch.compile(STEPS[name], fullgraph=True, backend="eager", dynamic=False)

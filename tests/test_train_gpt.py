@@ -145,10 +145,11 @@ def test_the_script_at_the_head_repeats_the_run(nano_data, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_world_sizes_train_alike(nano_data, tmp_path, processes):
+def test_world_sizes_train_alike(small_file, tmp_path, processes):
     """Aurora, 24 steps on one process and on several: validation losses within 2e-4."""
-    alone = train(tmp_path / "alone", "--steps", "24", data=nano_data)
-    run = launch(tmp_path / "several", "--steps", "24", data=nano_data, processes=processes)
+    options, data = ("--track", str(small_file), "--recipe", "aurora", "--steps", "24"), tmp_path / "data"
+    alone = train(tmp_path / "alone", *options, data=data)
+    run = launch(tmp_path / "several", *options, data=data, processes=processes)
     told, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
     (log,) = (tmp_path / "several").glob("*.txt")

@@ -82,11 +82,14 @@ def published_probes(seed: Tensor, step: Tensor, draw: int, weight: Tensor) -> T
 
 
 @patch("optimizers.stages.kron.standard_normal", published_probes)
-def replayed(recipe: Recipe, replay: Replay) -> tuple[list[float], float]:
-    """The summed loss of each batch before its update, and that of the final tokens, through the readouts."""
+def replayed(recipe: Recipe, replay: Replay, steps: int | None = None) -> tuple[list[float], float]:
+    """The summed loss of each batch before its update, and that of the final tokens, through the readouts.
+
+    steps: stop after so many; the whole training without it.
+    """
     model, losses = started(replay), []
     optimizers = build_optimizers(model, recipe)
-    for step in range(recipe.train_steps):
+    for step in range(steps or recipe.train_steps):
         batch = tuple(made_tokens(seed + step, replay.rows) for seed in replay.tokens)
         set_learning_rates(optimizers, recipe, step)
         losses.append(compute_gradients(model, optimizers, batch, replay.micro_batch, ALONE).item())
