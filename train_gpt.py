@@ -62,7 +62,7 @@ from records.run.recipe import (
 )
 from records.run.run_log import Clock, Progress, RunLog, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
-from records.run.signals import ENDED, REFUSED, catch_signals, leave, say
+from records.run.signals import DIVERGED, ENDED, REFUSED, catch_signals, leave, say
 from records.run.track import Track, read_track, shipped_tracks
 from records.script import script_of
 
@@ -593,7 +593,7 @@ def train(
             clock.stop()
             for around in reversed(arounds_in(optimizers)):
                 around.abandon()
-            raise RunEnded(f"{told}; checkpoint before it: {checkpoint(step)[1]}. Try a lower learning rate.")
+            raise RunEnded(f"{told}; checkpoint before it: {checkpoint(step)[1]}. {DIVERGED}")
         mark("optimizer")
         with watch.updating(step):
             apply_update(optimizers)
@@ -710,7 +710,7 @@ def errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
     except torch.OutOfMemoryError:  # of this process, maybe of no other
         leave(f"error: out of GPU memory: try --micro-batch {args.micro_batch // 2 or 1}.", ENDED, True)
     except torch.linalg.LinAlgError as error:
-        leave(f"error: {str(error).splitlines()[0]} Try a lower learning rate.", ENDED, True)
+        leave(f"error: {str(error).splitlines()[0]} {DIVERGED}", ENDED, True)
     except RuntimeError as error:
         leave(gone_process(error), ENDED, os.environ.get("LOCAL_RANK", "0") == "0")
 

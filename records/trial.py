@@ -7,7 +7,7 @@ from pathlib import Path
 
 from records import RecordError
 from records.judge.logs import Run, read_entry
-from records.run.signals import ENDED
+from records.run.signals import DIVERGED, ENDED
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (str(ROOT / "run.sh"),)
@@ -27,8 +27,8 @@ def train(
 ) -> float:
     """Train into `folder`; the mean final validation loss of the seeds, infinite where a run diverged.
 
-    Raises TuneError where the run did not start, was killed or fell into a traceback: which says nothing of
-    the recipe.
+    Raises TuneError where the run did not start or ended otherwise (killed, out of memory, a damaged shard, a
+    traceback): which says nothing of the recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     changed = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
@@ -48,8 +48,8 @@ def train(
     last = [run.validations[-1] for run in runs]
     unfinished = [run for run, end in zip(runs, last, strict=True) if end.step < run.total_steps]
     told = (folder / "console.out").read_text(errors="replace").strip().splitlines() or ["nothing"]
-    ended = code == ENDED and any(line.startswith("error") for line in told)  # else it is a traceback's code
-    if not runs or not (ended or code == 0) or (unfinished and code == 0):
+    diverged = code == ENDED and any(line.startswith("error") and line.endswith(DIVERGED) for line in told)
+    if not runs or not (diverged or code == 0) or (unfinished and code == 0):
         raise TuneError(
             f"{folder.name}: exit code {code} without a result; {folder}/console.out says: {told[-1]}"
         )

@@ -41,8 +41,10 @@ with open(pathlib.Path(value("--out")) / "run.txt", "w") as log:
         log.write(f"seed: {seed}\\nstep:0/10 val_loss:5.54518 train_time:0.000s step_avg:nanms\\n")
         if "--fall" in words:
             raise TypeError("a fault of the program")
+        if "--full" in words:
+            sys.exit("error: out of GPU memory: try --micro-batch 8.")
         if lr > 0.06:
-            sys.exit(f"error: step 3: the loss is not finite")
+            sys.exit("error: not finite at step 3. Try a lower learning rate.")
         log.write(f"step:10/10 val_loss:{loss:.5f} train_time:1.000s step_avg:100.00ms\\n")
 """
 
@@ -178,9 +180,16 @@ def test_a_recipe_that_is_not_utf8_is_named(study, tmp_path, capsys):
     assert study(2) == 2 and "expected TOML in UTF-8" in capsys.readouterr().err
 
 
-def test_a_run_that_falls_into_a_traceback_has_not_diverged(study, capsys):
-    assert study(2, stand_in=("--fall",)) == 2
-    assert "console.out says: TypeError: a fault of the program" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--fall", "TypeError: a fault of the program"),
+        ("--full", "error: out of GPU memory: try --micro-batch 8."),
+    ],
+)
+def test_a_run_that_ends_otherwise_has_not_diverged(study, capsys, option, told):
+    assert study(2, stand_in=(option,)) == 2
+    assert f"console.out says: {told}" in capsys.readouterr().err
 
 
 def test_nothing_but_diverged_trials_is_an_error(study, tmp_path, capsys):

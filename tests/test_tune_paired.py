@@ -23,7 +23,7 @@ with open(pathlib.Path(value("--out", "")) / "run.txt", "w") as log:
     log.write("=" * 100 + "\\ntrack: nano\\n" + "=" * 100 + f"\\nseed: {seed}\\n")
     log.write(f"step:0/{steps} val_loss:5.54518 train_time:0.000s step_avg:nanms\\n")
     if lr > 1 and seed == 1001:
-        sys.exit("error: step 3: the loss is not finite")
+        sys.exit("error: not finite at step 3. Try a lower learning rate.")
     loss = 1 + lr + 0.1 * (seed % 7) + random.Random(f"{lr} {seed}").gauss(0, 0.001)
     log.write(f"step:{steps}/{steps} val_loss:{loss:.5f} train_time:1.000s step_avg:100.00ms\\n")
 """

@@ -13,6 +13,7 @@ from records import printable
 
 # How a command ends, beside 0: refused, nothing was done; ended early; by a signal it is 128 and its number.
 REFUSED, ENDED = 2, 1
+DIVERGED = "Try a lower learning rate."  # how the error of a run ends that diverged, and of no other
 TWICE = 1.0  # seconds in which torchrun may pass on what the terminal has sent already
 
 
