@@ -53,9 +53,15 @@ def test_a_page_holds_claim_verdict_command_figure_and_numbers(tmp_path, monkeyp
     table = Table("T", ["a", "b"], [["x", 1.23456]])
     findings = Findings("Shows.", "seed 0", [table], {"f.svg": picture}, [1])
     text = write_page(Study("made", "A claims B", "P", lambda train: findings), findings, 0.1).read_text()
-    for told in ("A claims B", "**Here:** Shows.", "python -m records.studies made", "(f.svg)", "1.235"):
+    for told in ("A claims B", "**Here:** Shows.", "studies made`, seed 0; 0.1 minutes.", "(f.svg)", "1.235"):
         assert told in text
     assert json.loads((tmp_path / "made" / "numbers.json").read_text()) == [1]
+
+
+def test_a_page_says_how_long_its_trainings_took(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name / "log.txt", log_text(run_text(seed=0), run_text(seed=1)))
+    assert page.training_minutes(tmp_path) == pytest.approx(4 * 400 * 0.157 / 60)
 
 
 def test_without_runs_a_study_of_trainings_names_the_commands(capsys, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from records.judge.logs import read_log
 from records.publish.pages import escape, table
 from records.publish.pictures import Picture
 from records.run.files import write_whole
@@ -82,15 +83,21 @@ def write_index(studies: Iterable[Study]) -> Path:
     return FOLDER / "README.md"
 
 
+def training_minutes(folder: Path) -> float:
+    """Of all runs whose logs lie in the folder or in folders of it, until their last validation."""
+    runs = [run for log in folder.glob("**/*.txt") for run in read_log(log).runs if run.validations]
+    return sum(run.validations[-1].train_time or 0.0 for run in runs) / 60
+
+
 def page_lines(study: Study, findings: Findings, minutes: float) -> list[str]:
     lines = [f"# {study.name}\n", f"**Claim** ({escape(study.source)}): {escape(study.claim)}\n"]
     lines += [f"{HERE}{escape(findings.verdict)}\n"]
     if findings.missing:
         lines += [f"Not tried yet: {escape(findings.missing)}\n"]
     command = f"python -m records.studies {study.name} {study.command}".rstrip()
-    lines += [
-        f"`{command}`, {escape(findings.seeds)}; {minutes:.1f} minutes, trainings that were there apart."
-    ]
+    trained = training_minutes(study.folder)
+    spent = f"{trained:.0f} minutes of training in its logs" if trained else f"{minutes:.1f} minutes"
+    lines += [f"`{command}`, {escape(findings.seeds)}; {spent}."]
     lines += ["The numbers: [numbers.json](numbers.json).\n"]
     lines += [f"![{name.removesuffix('.svg')}]({name})\n" for name in findings.pictures]
     for part in findings.tables:
