@@ -32,12 +32,17 @@ WITHOUT = {
 }
 
 BASE, OWN_SEEDS = "soap_muon", "1000-1005"
+EVERY_STEP = ("matrix.refresh_every=1",)
+TWO_TIMESCALES = ('matrix.memory="bimaxwell"', "matrix.begin=155")
+BRAKE, SCHATTEN4 = ("matrix.radial_brake=0.5",), ('matrix.norm="schatten4"',)
 # What is put in: name -> changes of the base, whose run has 400 steps.
 WITH: dict[str, tuple[str, ...]] = {
-    "basis of every step": ("matrix.refresh_every=1",),
-    "radial brake": ("matrix.radial_brake=0.5",),
-    "Schatten-4 norm": ('matrix.norm="schatten4"',),
-    "two-timescale momentum": ('matrix.memory="bimaxwell"', "matrix.begin=155"),
+    "basis of every step": EVERY_STEP,
+    "radial brake": BRAKE,
+    "Schatten-4 norm": SCHATTEN4,
+    "two-timescale momentum": TWO_TIMESCALES,
+    "basis of every step, two-timescale momentum": EVERY_STEP + TWO_TIMESCALES,
+    "these two, radial brake, Schatten-4 norm": EVERY_STEP + TWO_TIMESCALES + BRAKE + SCHATTEN4,
     "floor by row": ("matrix.update_floor=0", "matrix.row_floor=0.3825"),
     "no floor": ("matrix.update_floor=0",),
     "no Contra-Muon": ("matrix.contra=0",),
