@@ -147,7 +147,7 @@ def stages_in(train: bool) -> Findings:
         verdict, f"seeds {OWN_SEEDS}, fewer where it was decided before",
         [Table(f"Put into {BASE}", header, rows)],
         {"stages.svg": Picture(found, intervals(tests, "less loss at the last step"), 7.5, 3.8)},
-        found, ", ".join(name for name in WITH if name not in found),
+        found, "; ".join(name for name in WITH if name not in found),
     )  # fmt: skip
 
 
