@@ -125,7 +125,7 @@ def noise(train: bool) -> Findings:
     whole, part, rounding = *by_name["initialisation"][2::2], by_name["rounding"][2]
     verdict = (
         f"Over seeds the loss of {STEPS} steps of Muon spreads by {whole:.4f}. A millionth of every weight "
-        f"spreads it by {rounding:.4f}: no choice of a start goes below that. Another validation set would "
+        f"spreads it by {rounding:.1g}: no choice of a start goes below that. Another validation set would "
         f"move a run by {part:.4f} against the others. The mean of an entry's last six validations spreads "
         f"by {six / one:.2f} of the last one alone ({len(tails)} entries). A seed and its mirror correlate "
         f"by {np.corrcoef(usual, mirrored)[0, 1]:.2f}: their mean spreads by {stdev(pairs):.4f}, that of "
@@ -150,9 +150,13 @@ def noise(train: bool) -> Findings:
         ),
         Table("The loss on two threads less that on one", ["seed", "difference"], moved),
     ]
-    numbers = {"losses": found, "tails": tails}
+    numbers, trained = (
+        {"losses": found, "tails": tails},
+        len({one for group in GROUPS.values() for one in group}),
+    )
     return Findings(
-        verdict, "seeds 0 to 11", tables, {"noise.svg": Picture(numbers, draw, 8.0, 3.6)}, numbers
+        verdict, f"seeds 0 to 11, {trained} trainings", tables,
+        {"noise.svg": Picture(numbers, draw, 8.0, 3.6)}, numbers,
     )  # fmt: skip
 
 
