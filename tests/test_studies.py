@@ -53,7 +53,13 @@ def test_a_page_holds_claim_verdict_command_figure_and_numbers(tmp_path, monkeyp
     table = Table("T", ["a", "b"], [["x", 1.23456]])
     findings = Findings("Shows.", "seed 0", [table], {"f.svg": picture}, [1])
     text = write_page(Study("made", "A claims B", "P", lambda train: findings), findings, 0.1).read_text()
-    for told in ("A claims B", "**Here:** Shows.", "studies made`, seed 0; 0.1 minutes.", "(f.svg)", "1.235"):
+    for told in (
+        "A claims B",
+        "**Here:** Shows.",
+        "made`, seed 0; this page took 0.1 minutes.",
+        "(f.svg)",
+        "1.235",
+    ):
         assert told in text
     assert json.loads((tmp_path / "made" / "numbers.json").read_text()) == [1]
 

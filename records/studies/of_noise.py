@@ -150,10 +150,8 @@ def noise(train: bool) -> Findings:
         ),
         Table("The loss on two threads less that on one", ["seed", "difference"], moved),
     ]
-    numbers, trained = (
-        {"losses": found, "tails": tails},
-        len({one for group in GROUPS.values() for one in group}),
-    )
+    numbers = {"losses": found, "tails": tails}
+    trained = len({setting for group in GROUPS.values() for setting in group})
     return Findings(
         verdict, f"seeds 0 to 11, {trained} trainings", tables,
         {"noise.svg": Picture(numbers, draw, 8.0, 3.6)}, numbers,

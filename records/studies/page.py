@@ -96,7 +96,11 @@ def page_lines(study: Study, findings: Findings, minutes: float) -> list[str]:
         lines += [f"Not tried yet: {escape(findings.missing)}\n"]
     command = f"python -m records.studies {study.name} {study.command}".rstrip()
     trained = training_minutes(study.folder)
-    spent = f"{trained:.0f} minutes of training in its logs" if trained else f"{minutes:.1f} minutes"
+    spent = (
+        f"{trained:.0f} minutes of training in its logs"
+        if trained
+        else f"this page took {minutes:.1f} minutes"
+    )
     lines += [f"`{command}`, {escape(findings.seeds)}; {spent}."]
     lines += ["The numbers: [numbers.json](numbers.json).\n"]
     lines += [f"![{name.removesuffix('.svg')}]({name})\n" for name in findings.pictures]
