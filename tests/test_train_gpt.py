@@ -23,7 +23,7 @@ from records.run.instrument_log import read_numbers
 from records.run.run_log import RunLog
 from records.run.signals import DIVERGED, ENDED
 from records.run.track import read_track
-from tests.made_tracks import write_track
+from tests.made_tracks import write_small_track, write_track
 from tests.runs import launch, recipe, refusal, run_alone, train, val_losses
 from train_gpt import GPT, RunError, World
 
@@ -145,11 +145,12 @@ def test_the_script_at_the_head_repeats_the_run(nano_data, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_world_sizes_train_alike(small_file, tmp_path, processes):
-    """Aurora, 24 steps on one process and on several: validation losses within 2e-4."""
-    options, data = ("--track", str(small_file), "--recipe", "aurora", "--steps", "24"), tmp_path / "data"
-    alone = train(tmp_path / "alone", *options, data=data)
-    run = launch(tmp_path / "several", *options, data=data, processes=processes)
+def test_world_sizes_train_alike(nano_data, tmp_path, processes):
+    """Aurora, 24 steps on real text, on one process and on several: validation losses within 2e-4."""
+    track = write_small_track(tmp_path / "small.toml", dataset="nano", val_every=25)
+    options = ("--track", str(track), "--recipe", "aurora", "--steps", "24")
+    alone = train(tmp_path / "alone", *options, data=nano_data)
+    run = launch(tmp_path / "several", *options, data=nano_data, processes=processes)
     told, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
     (log,) = (tmp_path / "several").glob("*.txt")
