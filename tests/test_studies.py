@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from records import RecordError
 from records.judge.compare import published_side
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
-from records.run.recipe import read_table
+from records.run.recipe import parse_seeds, read_table
 from records.run.track import RECORDS, read_track, shipped_tracks
 from records.studies import (
     of_budgets,
     of_comparisons,
+    of_designs,
     of_noise,
     of_proxies,
     of_stages,
@@ -133,35 +135,96 @@ def test_a_stage_taken_out_is_compared_on_the_seeds_of_the_whole(tmp_path, monke
     write(tmp_path / "nano" / "row_floor" / "a.txt", log_text(*(run(seed, 0.0) for seed in range(4))))
     assert main(["row_floor"]) == 2
     write(tmp_path / "row_floor" / "without_soap" / "a.txt", log_text(*(run(seed, 0.1) for seed in range(3))))
-    found = of_stages.stages_out(False)
+    found = STUDIES["row_floor"].find(False)
     of_soap, of_average = found.tables[0].rows
     assert of_soap[:3] == ["without_soap", 3, pytest.approx(0.101)] and "without_floor" in found.missing
     assert of_average[1:3] == [4, pytest.approx(0.002)]
 
 
-def test_stages_put_in_are_compared_once_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(of_stages, "FOLDER", tmp_path)
+@pytest.mark.parametrize("stack", of_stages.WITHOUT)
+def test_what_is_taken_out_changes_the_stack(stack):
+    nano = shipped_tracks()["nano"]
+    whole = load_recipe(str(RECORDS / "nano" / f"{stack}.toml"), (), nano).toml()
+    for name, options in of_stages.WITHOUT[stack].items():
+        said = dict(zip(options[::2], options[1::2], strict=True))
+        recipe = str(ROOT / said.get("--recipe", f"records/nano/{stack}.toml"))
+        changes = [said["--set"]] if "--set" in said else []
+        assert load_recipe(recipe, changes, nano).toml() != whole, name
+
+
+def synthetic(design, worth, noise=0.0):
+    """Losses of all points of a design: a seed's own, less what the changes of the point are worth."""
+    rng = np.random.default_rng(0)
+    return {
+        at: {
+            seed: 1.3 + 0.01 * seed - sum(worth.get(name, 0.0) for name in has) + noise * rng.normal()
+            for seed in parse_seeds(design.seeds)
+        }
+        for at, has in design.points().items()
+    }
+
+
+@pytest.mark.parametrize("name", of_designs.DESIGNS)
+def test_in_a_design_every_two_changes_meet_as_often_as_not(name):
+    design = of_designs.DESIGNS[name]
+    table = np.array(
+        [[1 if change in has else -1 for change in design.changes] for has in design.points().values()]
+    )
+    assert (table.T @ table == 32 * np.eye(16)).all()
+    assert design.points()["0"] == design.there
+    triples = np.einsum("ij,ik,il->jkl", table, table, table)  # a change alone and two changes together
+    assert not triples.any()
+
+
+@pytest.mark.parametrize("name", of_designs.DESIGNS)
+def test_every_change_of_a_design_alters_its_recipe(name):
+    design, nano = of_designs.DESIGNS[name], shipped_tracks()["nano"]
+    base = str(of_designs.HOME / f"{name}.toml")
+    told = [load_recipe(base, changes, nano).toml() for changes in design.settings().values()]
+    assert len(set(told)) == len(told) == 32 + len(design.alone)
+
+
+def test_the_worth_of_changes_comes_back_from_their_runs_though_points_lack():
+    design = of_designs.DESIGNS["second"]
+    worth = {"fast part .55": 0.006, "no weight decay": -0.005}
+    losses = synthetic(design, worth, noise=1e-5)
+    del losses["3"], losses["17"][1004]
+    found = of_designs.worths(design, losses)
+    assert list(found)[0] == "fast part .55" and list(found)[-1] == "no weight decay"
+    for name, test in found.items():
+        assert test.mean == pytest.approx(worth.get(name, 0.0), abs=2e-5)
+        assert test.decided == (name in worth)
+    few = {at: losses[at] for at in ("0", "1", "2")}
+    with pytest.raises(RecordError, match="tell 16 changes apart, found 12"):
+        of_designs.worths(design, few)
+
+
+def test_chance_decides_one_change_in_a_hundred():
+    design, found = of_designs.DESIGNS["first"], []
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        losses = {at: {seed: rng.normal() for seed in range(1000, 1004)} for at in design.points()}
+        found += [test.decided for test in of_designs.worths(design, losses).values()]
+    assert 0 < sum(found) < 25  # 9.6 of 960 expected
+
+
+def test_the_page_of_the_designs_is_made_of_the_losses_that_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_designs, "HOME", tmp_path)
     assert main(["own"]) == 2
-    (tmp_path / "own").mkdir()
-    kept = {"radial brake": [0.01, 0.011, 0.012], "no floor": [-0.02, float("-inf")]}
-    (tmp_path / "own" / "numbers.json").write_text(json.dumps(kept))
-    made = []
-
-    def compare(recipe, base, changes, *_):
-        made.append(changes)
-        return [0.001, -0.001, 0.002, 0.0, 0.001, -0.002]
-
-    monkeypatch.setattr(of_stages, "compare_candidate", compare)
-    found = of_stages.stages_in(True)
-    assert set(made) == {changes for name, changes in of_stages.WITH.items() if name not in kept}
-    assert "Better: radial brake; worse: no floor; the others are not decided" in found.verdict
-    assert found.tables[0].rows[0][:3] == ["radial brake", 3, pytest.approx(0.011)] and not found.missing
-
-
-@pytest.mark.parametrize("name", of_stages.WITH)
-def test_what_is_put_in_fits_the_base(name):
-    base = load_recipe("soap_muon", (), shipped_tracks()["nano"])
-    assert load_recipe("soap_muon", of_stages.WITH[name], shipped_tracks()["nano"]) != base
+    kept = synthetic(of_designs.DESIGNS["first"], {"radial brake": -0.01}, noise=1e-4)
+    kept["floor by row"] = {seed: loss + 0.02 + 1e-4 * (seed % 2) for seed, loss in kept["0"].items()}
+    (tmp_path / "numbers.json").write_text(json.dumps({"first": kept}))
+    found = STUDIES["own"].find(False)
+    assert (
+        "128 runs of 32 points: at p below 0.01 the loss is lower in no case; higher with radial brake."
+        in found.verdict
+    )
+    effects, alone, points = found.tables
+    assert effects.rows[-1][:3] == ["radial brake", 128, pytest.approx(-0.01, abs=1e-4)]
+    assert alone.rows[0][:3] == ["floor by row", 4, pytest.approx(-0.02, abs=1e-3)]
+    assert "radial brake" not in points.rows[0][3] and len(points.rows) == 32
+    assert found.pictures["first.svg"].svg().startswith(b"<?xml")
+    assert found.missing == "32 points of the second design"
 
 
 def test_polar_factors_are_compared_with_the_exact_one_on_its_seeds(tmp_path, monkeypatch):

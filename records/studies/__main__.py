@@ -13,6 +13,7 @@ from records.run.signals import say
 from records.studies import (
     of_budgets,
     of_comparisons,
+    of_designs,
     of_matrices,
     of_noise,
     of_proxies,
@@ -21,7 +22,7 @@ from records.studies import (
 )
 from records.studies.page import Study, write_index, write_page
 
-ROOMS = (of_matrices, of_comparisons, of_trainings, of_stages, of_noise, of_budgets, of_proxies)
+ROOMS = (of_matrices, of_comparisons, of_trainings, of_designs, of_stages, of_noise, of_budgets, of_proxies)
 STUDIES: dict[str, Study] = {study.name: study for room in ROOMS for study in room.STUDIES}
 
 

@@ -1,6 +1,6 @@
 """Runs of two kinds on common seeds: their differences by seed, in a table and in a picture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -28,7 +28,14 @@ def in_rows(tests: Mapping[str, TTest], slope: float | None) -> list[list]:
     ]
 
 
-def intervals(tests: Mapping[str, TTest], what: str) -> Callable[[Figure], None]:
+def told(names: Sequence[str]) -> str:
+    """The names in a sentence."""
+    return ", ".join(name.replace("_", " ") for name in names) or "in no case"
+
+
+def intervals(
+    tests: Mapping[str, TTest], what: str, over: str = "over paired seeds"
+) -> Callable[[Figure], None]:
     """Draws each test's mean and 95%, the first on top."""
 
     def draw(figure: Figure) -> None:
@@ -40,6 +47,6 @@ def intervals(tests: Mapping[str, TTest], what: str) -> Callable[[Figure], None]
         axes.axvline(0, color="#666", linewidth=1, linestyle="dashed")
         axes.set_yticks(range(len(tests)), [name.replace("_", " ") for name in tests])
         axes.invert_yaxis()
-        axes.set_xlabel(f"{what}, mean and 95% over paired seeds")
+        axes.set_xlabel(f"{what}, mean and 95% {over}")
 
     return draw
