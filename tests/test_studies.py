@@ -149,6 +149,7 @@ def test_what_is_taken_out_changes_the_stack(stack):
         said = dict(zip(options[::2], options[1::2], strict=True))
         recipe = str(ROOT / said.get("--recipe", f"records/nano/{stack}.toml"))
         changes = [said["--set"]] if "--set" in said else []
+        changes += [f"train_steps={said['--steps']}"] if "--steps" in said else []
         assert load_recipe(recipe, changes, nano).toml() != whole, name
 
 
