@@ -1,6 +1,7 @@
 """The trainer from its command line: what it leaves behind, and what it says when things go wrong."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -107,8 +108,10 @@ def test_a_search_validates_the_ends_only(small_track, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, g++ is not there")
-def test_compiled_blocks_train_alike_and_their_units_are_heard(small_track, tmp_path):
-    options = ("--recipe", "muon", "--steps", "10", "--instruments", "10")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_train_alike_and_their_units_are_heard(small_track, tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    options = ("--recipe", "rmnp", "--steps", "10", "--instruments", "10")
     logs = [
         train(tmp_path / str(len(more)), *options, *more, data=small_track) for more in ([], ["--compile"])
     ]

@@ -1,7 +1,7 @@
 """Methods, and all that recipes have around an update, on several ranks and after a checkpoint: the same."""
 
 import copy
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +25,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "muown": {"contra": 0.4, "growth": 0.5},
     "dynmuon": {"power": -0.25}, "shampoo_adam": {"root_eps": 1e-12, "refresh_every": 2}, "psgd_kron": {},
 }  # fmt: skip
-WORLDS = (4, 2)
 MICRO_BATCHES = 4
 
 VOCABULARY, ROWS, TIME, UPDATES, KILLED_AT = 32, 8, 16, 10, 7
@@ -172,36 +171,31 @@ def recipe_trained(name: str, world: World, steps: range = range(UPDATES), saved
     return copy.deepcopy(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
 
 
-def save_on_ranks(rank: int, folder: str) -> None:
-    """Trains each method and recipe on 4 ranks, then on 2; rank 0 saves what came out."""
+def save_on_ranks(rank: int, folder: str, world: int) -> None:
+    """Trains each method and recipe on so many ranks; the first saves what came out."""
     torch.set_num_threads(1)
-    for world in WORLDS:
-        if rank >= world:
-            break
-        store = f"file://{folder}/store{world}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-        weights = {name: trained(name, range(5), rank, world)["net"] for name in METHODS}
-        here = World(rank, world, ALONE.device)
-        recipes = {name: recipe_trained(name, here) for name in RECIPES}
-        if rank == 0:
-            torch.save({"weights": weights, "recipes": recipes}, f"{folder}/{world}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    weights = {name: trained(name, range(5), rank, world)["net"] for name in METHODS}
+    here = World(rank, world, ALONE.device)
+    recipes = {name: recipe_trained(name, here) for name in RECIPES}
+    if rank == 0:
+        torch.save({"weights": weights, "recipes": recipes}, f"{folder}/saved.pt")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
-    """Of each number of ranks: `weights` by method, inside Newton-Muon and MuLoCo, and `recipes`."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Of several ranks: `weights` by method, inside Newton-Muon and MuLoCo, and `recipes`."""
     folder = tmp_path_factory.mktemp("ranks")
-    on_ranks(save_on_ranks, folder, 4)
-    return {world: torch.load(Path(folder, f"{world}.pt"), weights_only=True) for world in WORLDS}
+    on_ranks(partial(save_on_ranks, world=request.param), folder, request.param)
+    return torch.load(folder / "saved.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("world", WORLDS)
-def test_ranks_reach_the_weights_of_one_process(ranks, name, world):
+def test_ranks_reach_the_weights_of_one_process(ranks, name):
     expected = trained(name, range(5))["net"]
-    for key, value in ranks[world]["weights"][name].items():
+    for key, value in ranks["weights"][name].items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-8)
 
 
@@ -224,11 +218,8 @@ def test_no_mechanism_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("world", WORLDS)
-def test_ranks_train_and_read_out_as_one_process(
-    ranks: dict[int, dict], alone: dict[str, dict], world: int, name: str
-) -> None:
-    found, expected = ranks[world]["recipes"][name], alone[name]
+def test_ranks_train_and_read_out_as_one_process(ranks: dict, alone: dict[str, dict], name: str) -> None:
+    found, expected = ranks["recipes"][name], alone[name]
     for key, value in expected["model"].items():
         torch.testing.assert_close(found["model"][key], value, rtol=0, atol=1e-8, msg=key)
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-9)
@@ -243,9 +234,7 @@ def test_a_recipes_checkpoint_goes_on_bit_for_bit(alone: dict[str, dict], name: 
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_checkpoint_of_four_ranks_goes_on_in_one(
-    ranks: dict[int, dict], alone: dict[str, dict], name: str
-) -> None:
-    resumed = recipe_trained(name, ALONE, range(UPDATES, UPDATES + 1), ranks[4]["recipes"][name])
+def test_a_checkpoint_of_several_ranks_goes_on_in_one(ranks: dict, alone: dict[str, dict], name: str) -> None:
+    resumed = recipe_trained(name, ALONE, range(UPDATES, UPDATES + 1), ranks["recipes"][name])
     went_on = recipe_trained(name, ALONE, range(UPDATES, UPDATES + 1), alone[name])
     assert resumed["losses"] == pytest.approx(went_on["losses"], rel=1e-9)
