@@ -44,7 +44,7 @@ def fake_cuda(shim: Path, *options: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "steps",
-    [list(STEPS)[::6], pytest.param(list(STEPS), marks=pytest.mark.slow)],
+    [list(STEPS)[::12], pytest.param(list(STEPS), marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
 def test_every_step_function_updates_the_model(shim, steps):

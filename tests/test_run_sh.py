@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.shards import write_shard
+from tests.made_tracks import write_track
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,12 +90,12 @@ def test_the_doctor_is_started_as_the_trainer_is(tmp_path):
 
 
 def test_it_fetches_what_is_missing_and_trains(tmp_path):
-    told = run_sh(
-        "--recipe", "nora", "--steps", "2", "--data", str(tmp_path), "--out", str(tmp_path / "logs")
-    )
+    track = write_track(tmp_path / "short.toml", num_layers=1, val_tokens=2048)
+    options = ("--track", str(track), "--data", str(tmp_path), "--out", str(tmp_path / "logs"))
+    told = run_sh("--recipe", "normuon", "--steps", "2", *options)
     assert told.returncode == 0, told.stderr
     assert (tmp_path / "nano" / "nano_train_000001.bin").exists()
-    (log,) = (tmp_path / "logs").glob("*-nora-*.txt")
+    (log,) = (tmp_path / "logs").glob("*-normuon-*.txt")
     assert "step:2/2 val_loss:" in log.read_text()
 
 

@@ -141,7 +141,9 @@ def test_the_end_of_a_run_says_when_the_target_was_reached(small_track, tmp_path
 
 
 def test_the_script_at_the_head_repeats_the_run(nano_data, tmp_path):
-    log = train(tmp_path / "logs", "--recipe", "aurora_contra_floor", "--steps", "6", data=nano_data)
+    track = write_small_track(tmp_path / "small.toml", dataset="nano")
+    options = ("--track", str(track), "--recipe", "aurora_contra_floor", "--steps", "6")
+    log = train(tmp_path / "logs", *options, data=nano_data)
     repeated = run_alone(log, nano_data, tmp_path / "alone")
     assert val_losses(repeated) == val_losses(log)
     assert repeated.read_text().split("\n" + "=" * 100)[0] == log.read_text().split("\n" + "=" * 100)[0]
