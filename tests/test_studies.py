@@ -225,7 +225,7 @@ def test_the_page_of_the_designs_is_made_of_the_losses_that_are_kept(tmp_path, m
     assert alone.rows[0][:3] == ["floor by row", 4, pytest.approx(-0.02, abs=1e-3)]
     assert "radial brake" not in points.rows[0][3] and len(points.rows) == 32
     assert found.pictures["first.svg"].svg().startswith(b"<?xml")
-    assert found.missing == "32 points of the second design"
+    assert found.missing == "32 of 32 points of the second design"
 
 
 def test_polar_factors_are_compared_with_the_exact_one_on_its_seeds(tmp_path, monkeypatch):

@@ -252,7 +252,7 @@ def search(train: bool) -> Findings:
         )
     lacking = {name: [at for at in design.points() if at not in found.get(name, {})]
                for name, design in DESIGNS.items()}  # fmt: skip
-    missing = [f"{len(lacks)} points of the {name} design" for name, lacks in lacking.items() if lacks]
+    missing = [f"{len(lacks)} of 32 points of the {name} design" for name, lacks in lacking.items() if lacks]
     seeds = " and ".join(design.seeds for design in DESIGNS.values())
     return Findings(" ".join(sentences), f"seeds {seeds}", tables, pictures, found, ", ".join(missing))
 
