@@ -1,5 +1,6 @@
 """Runs of the trainer for tests: in this process or in others, by its script, and what they say."""
 
+import functools
 import os
 import re
 import subprocess
@@ -8,10 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import start_processes
 
 import train_gpt
+from optimizers import stepping
 from records.run.signals import REFUSED
 from tests.refusal import refusal_of
 from train_gpt import STEPS
@@ -38,6 +42,12 @@ def launch_small(track: Path, *options: str) -> subprocess.Popen:
     """Muon on the track of conftest's small_file; logs go to logs/ beside it."""
     options = ("--track", str(track), "--recipe", "muon", *options)
     return launch(track.parent / "logs", *options, data=track.parent / "data")
+
+
+def compiled_by(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this test torch.compile uses that backend, and no step function that another test compiled."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(stepping, "compiled", functools.cache(stepping.compiled.__wrapped__))
 
 
 def on_ranks(work: Callable[[int, str], None], folder: Path, count: int) -> None:

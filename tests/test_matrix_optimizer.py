@@ -1,7 +1,6 @@
 """MatrixOptimizer: the same weights as separate calls of the step function, on any number of ranks."""
 
 import copy
-import functools
 import io
 import pickle
 import re
@@ -15,7 +14,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from optimizers import STEPS, MatrixOptimizer
 from optimizers.matrix_optimizer import state_shapes
 from optimizers.stages.circuit import circuit
-from tests.runs import on_ranks
+from tests.runs import compiled_by, on_ranks
 
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (3, 10, 4), (6, 6), (4, 10)]
 PAIRS = [(8, 6)] * 3 + [(6, 8)] * 3  # value matrices of 2 heads, and the output matrices behind them
@@ -503,8 +502,9 @@ def test_step_may_stand_in_compiled_code_from_the_first_on():
     assert torch.equal(param, eager)
 
 
-def test_a_schedule_does_not_recompile(monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_schedule_does_not_recompile(monkeypatch, backend):
+    compiled_by(backend, monkeypatch)
     params = parameters([(6, 6)] * 2 + [(6, 4)], dtype=torch.float32)
     eager = copies(params)
     momentum = torch.tensor(0.9)

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from records.publish.leaderboard import read_standings, track_pages
 from records.publish.prediction import (
+    kendall,
     pairings,
     prediction_picture,
     prediction_text,
     rank_agreement,
     reversals,
+    spearman,
 )
 from records.run.recipe import toml_lines
 from tests.made_logs import NANO, RECIPE, write_log
@@ -48,6 +51,12 @@ def test_the_same_order_agrees_in_full(entries):
 def test_the_opposite_order_disagrees_in_full(entries):
     agreement = rank_agreement(paired(entries(result17=1.2, result12=0.8, result1=0.4, result2=0.0)))
     assert {value.estimate for value in agreement.values()} == {-1.0}
+
+
+def test_correlations_by_row_are_scipy_s():
+    x, y = np.random.default_rng(0).integers(6, size=(2, 5, 8)).astype(float)  # with ties
+    for by_row, known in ((spearman, stats.spearmanr), (kendall, stats.kendalltau)):
+        assert list(by_row(x, y)) == pytest.approx([known(a, b).statistic for a, b in zip(x, y, strict=True)])
 
 
 def test_a_reversal_contradicts_where_both_tracks_decide_it(entries):

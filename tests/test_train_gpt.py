@@ -1,7 +1,6 @@
 """The trainer from its command line: what it leaves behind, and what it says when things go wrong."""
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from records.run.run_log import RunLog
 from records.run.signals import DIVERGED, ENDED
 from records.run.track import read_track
 from tests.made_tracks import write_small_track, write_track
-from tests.runs import launch, recipe, refusal, run_alone, train, val_losses
+from tests.runs import compiled_by, launch, recipe, refusal, run_alone, train, val_losses
 from train_gpt import GPT, RunError, World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -110,7 +109,7 @@ def test_a_search_validates_the_ends_only(small_track, tmp_path):
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, g++ is not there")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_blocks_train_alike_and_their_units_are_heard(small_track, tmp_path, monkeypatch, backend):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    compiled_by(backend, monkeypatch)
     options = ("--recipe", "rmnp", "--steps", "10", "--instruments", "10")
     logs = [
         train(tmp_path / str(len(more)), *options, *more, data=small_track) for more in ([], ["--compile"])

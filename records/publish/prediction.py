@@ -109,7 +109,7 @@ def reversals(paired: Sequence[Pairing]) -> list[Reversal]:
     found = []
     for better, worse in combinations(paired, 2):  # by published steps
         if better.published.step < worse.published.step and better.steps > worse.steps:
-            decided = (
+            decided = (  # without the runs, whose intervals take long and are not asked for
                 compare(replace(first, summary=None), replace(second, summary=None)).verdict == verdict
                 for first, second, verdict in (
                     (better.published, worse.published, "better"),

@@ -2,14 +2,15 @@
 
 A design of 16 changes has 32 points: a Hadamard matrix of order 16 and its negative, a column a change. Every
 change is made in half of the points, and any other change in half of these: so a change's worth is compared
-over all runs, with a sixteenth of the noise of as many runs spent on one change after the other. What two
-changes do only together moves no single worth (resolution IV); it is part of the noise.
+over all runs, with about an eighth of the variance of as many runs spent on one change after the other. What
+two changes do only together moves no single worth (resolution IV); it is part of the noise.
 """
 
 import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 from scipy.linalg import hadamard
@@ -21,7 +22,7 @@ from records.publish.pictures import Picture
 from records.run.recipe import parse_seeds
 from records.run.track import read_track
 from records.studies.differences import in_rows, intervals, last_losses, told
-from records.studies.page import FOLDER, Findings, Study, Table
+from records.studies.page import FOLDER, Cell, Findings, Study, Table
 from records.trial import ROOT
 
 HOME = FOLDER / "own"
@@ -210,51 +211,69 @@ def measured(train: bool) -> dict[str, Losses]:
     return losses
 
 
+def tables_of(name: str, losses: Losses, tests: Mapping[str, TTest], slope: float | None) -> list[Table]:
+    """A design's tables: the worth of its changes, of those made alone, and its points from the best on."""
+    design, title, points = DESIGNS[name], f"{name.capitalize()} design", DESIGNS[name].points()
+    first = losses.get("0", {})
+    alone = {
+        change: t_test([first[seed] - loss for seed, loss in losses[change].items() if seed in first])
+        for change in design.alone
+        if change in losses
+    }
+    header = ["change", "runs", "less loss", "95% from", "to", "p", "in steps of Muon", "by --set"]
+    found = {
+        f"{title}: worth of each change": (tests, design.changes),
+        f"Alone, against the {name} design's first point": (alone, design.alone),
+    }
+    tables = [
+        Table(told_of, header, [[*row, "; ".join(changes[row[0]])] for row in in_rows(of_changes, slope)])
+        for told_of, (of_changes, changes) in found.items()
+        if of_changes
+    ]
+    means = {at: fmean(losses[at].values()) for at in points if at in losses}
+    rows: list[list[Cell]] = [
+        [at, len(losses[at]), means[at], ", ".join(sorted(points[at]))]
+        for at in sorted(means, key=means.__getitem__)
+    ]
+    return [*tables, Table(f"{title}: its points", ["point", "seeds", "loss", "has"], rows)]
+
+
+def verdict_of(name: str, losses: Losses, tests: Mapping[str, TTest]) -> str:
+    """What a design decides."""
+    there = [at for at in DESIGNS[name].points() if at in losses]
+    less, more = (
+        [f"with {change}" for change, test in tests.items() if test.decided and test.mean * sign > 0]
+        for sign in (1, -1)
+    )
+    return (
+        f"{name.capitalize()} design, {sum(len(losses[at]) for at in there)} runs of {len(there)} points: at "
+        f"p below {ALPHA} the loss is lower {told(less)}; higher {told(more)}."
+    )
+
+
 def search(train: bool) -> Findings:
     """The study."""
     found, slope = measured(train), read_track("nano").slope
     if not found:
         raise RecordError(f"expected {HOME / 'numbers.json'}, found none; --train makes it: hours on a CPU")
     tests = {name: worths(DESIGNS[name], losses) for name, losses in found.items()}
-    tables, pictures, sentences = [], {}, []
-    for name, of_design in tests.items():
-        design, losses = DESIGNS[name], found[name]
-        there = [at for at in design.points() if at in losses]
-        runs = sum(len(losses[at]) for at in there)
-        less = [f"with {change}" for change, test in of_design.items() if test.decided and test.mean > 0]
-        more = [f"with {change}" for change, test in of_design.items() if test.decided and test.mean < 0]
-        sentences.append(
-            f"{name.capitalize()} design, {runs} runs of {len(there)} points: at p below {ALPHA} the loss is "
-            f"lower {told(less)}; higher {told(more)}."
+    pictures = {
+        f"{name}.svg": Picture(
+            in_rows(of_design, slope),
+            intervals(of_design, "less loss at the last step", "over all runs"), 7.5, 3.8,
         )
-        header = ["change", "runs", "less loss", "95% from", "to", "p", "in steps of Muon", "by --set"]
-        rows = [[*row, "; ".join(design.changes[row[0]])] for row in in_rows(of_design, slope)]
-        tables.append(Table(f"{name.capitalize()} design: worth of each change", header, rows))
-        pictures[f"{name}.svg"] = Picture(
-            rows, intervals(of_design, "less loss at the last step", "over all runs"), 7.5, 3.8
-        )
-        first = losses.get("0", {})
-        alone = {
-            change: t_test([first[seed] - loss for seed, loss in losses[change].items() if seed in first])
-            for change in design.alone
-            if change in losses
-        }
-        if alone:
-            rows = [[*row, "; ".join(design.alone[row[0]])] for row in in_rows(alone, slope)]
-            tables.append(Table(f"Alone, against the {name} design's first point", header, rows))
-        points = design.points()
-        rows = [
-            [at, len(losses[at]), float(np.mean(list(losses[at].values()))), ", ".join(sorted(points[at]))]
-            for at in sorted(there, key=lambda at: np.mean(list(losses[at].values())))
-        ]
-        tables.append(
-            Table(f"{name.capitalize()} design: its points", ["point", "seeds", "loss", "has"], rows)
-        )
-    lacking = {name: [at for at in design.points() if at not in found.get(name, {})]
+        for name, of_design in tests.items()
+    }  # fmt: skip
+    lacking = {name: sum(at not in found.get(name, {}) for at in design.points())
                for name, design in DESIGNS.items()}  # fmt: skip
-    missing = [f"{len(lacks)} of 32 points of the {name} design" for name, lacks in lacking.items() if lacks]
-    seeds = " and ".join(design.seeds for design in DESIGNS.values())
-    return Findings(" ".join(sentences), f"seeds {seeds}", tables, pictures, found, ", ".join(missing))
+    return Findings(
+        " ".join(verdict_of(name, found[name], of_design) for name, of_design in tests.items()),
+        "seeds " + " and ".join(design.seeds for design in DESIGNS.values()),
+        [table for name in tests for table in tables_of(name, found[name], tests[name], slope)],
+        pictures,
+        found,
+        ", ".join(f"{lacks} of 32 points of the {name} design" for name, lacks in lacking.items() if lacks),
+    )
 
 
 STUDIES = (

@@ -42,7 +42,7 @@ WITHOUT: dict[str, dict[str, list[str]]] = {
         "without_decay": ["--set", "matrix.weight_decay=0"],
         "cooldown_linear": ["--set", "schedule.cooldown_power=1"],
         "momentum_95": ["--set", "matrix.momentum=0.95"],
-        "soap_muon_in_its_place": ["--recipe", "records/nano/soap_muon.toml", "--steps", "340"],
+        "with_soap_muon_in_its_place": ["--recipe", "records/nano/soap_muon.toml", "--steps", "340"],
     },
 }
 
