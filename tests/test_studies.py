@@ -298,6 +298,7 @@ def test_a_proxy_agrees_contradicts_and_counts_the_pairs_that_are_decided(monkey
     both, otherwise = contradictions(made_losses(METHODS, 1.0))
     assert both > 300 and otherwise == 0
     assert contradictions(made_losses(METHODS, -1.0)) == (both, both)
+    assert contradictions(made_losses(METHODS, 1.0, (0,))) == contradictions({}) == (0, 0)
 
 
 def test_the_halves_share_no_method_and_every_method_has_an_entry_and_a_result():
@@ -314,11 +315,14 @@ def test_the_best_of_the_half_that_chooses_is_judged_on_the_other(tmp_path, monk
     monkeypatch.setattr(of_proxies, "RESAMPLES", 20)
     assert main(["proxies"]) == 2
     losses = {"nano": made_losses(METHODS, -1.0), "micro": made_losses(METHODS, 1.0)}
-    losses["width"] = made_losses(CHOOSE, -1.0)
+    losses |= {"width": made_losses(CHOOSE[::2], -1.0), "batch": made_losses(["muon", *CHOOSE], 1.0)}
     (tmp_path / "numbers.json").write_text(json.dumps({"losses": losses}))
     found = STUDIES["proxies"].find(False)
-    assert "micro is chosen. On the other half micro has 1.00, nano -1.00" in found.verdict
-    assert "width of 15 methods" in found.missing and "warm of 30 methods" in found.missing
+    assert "micro 1.00, batch 1.00, width -1.00. micro and batch go on." in found.verdict
+    assert "micro is chosen. Of the half that judges: micro 1.00, nano -1.00." in found.verdict
+    assert found.missing == "warm of 8 methods, late of 8 methods"
+    judged = {row[0].split(":")[0]: row[-2:] for row in found.tables[0].rows}
+    assert judged["micro"][0] > 50 and judged["micro"][1] == 0 and judged["width"] == [0, 0]
 
 
 def test_a_candidates_run_has_the_stretched_recipe_and_its_track(tmp_path, monkeypatch):
@@ -337,9 +341,9 @@ def test_a_candidates_run_has_the_stretched_recipe_and_its_track(tmp_path, monke
 def test_a_warm_model_starts_from_the_weights_of_its_seed(tmp_path, monkeypatch):
     recipe = load_recipe("muon", (), shipped_tracks()["nano"])
     cold = warm_start.cold_model(recipe, 3, warm_start.ALONE.device, False)
-    torch.save(cold.state_dict(), tmp_path / "warm-5.pt")
+    torch.save(cold.state_dict(), tmp_path / "warm-90-5.pt")
     monkeypatch.setattr(warm_start, "RUNS", tmp_path)
-    warm = warm_start.warm_model(recipe, 5, warm_start.ALONE.device, False)
+    warm = warm_start.warm_model(recipe, 5, warm_start.ALONE.device, False, steps=90)
     assert all(torch.equal(a, b) for a, b in zip(warm.parameters(), cold.parameters(), strict=True))
 
 

@@ -1,5 +1,5 @@
-"""Which small training orders the methods as the large one does: candidates tried on half of the methods, the
-best and today's track judged on the other half.
+"""Which small training orders the methods as the large one does. All candidates are tried on every other
+method of the half that chooses, the two best and nano on all of it, the best and nano on the other half.
 
 Every method has its nano entry's values, and all that it does at a step stretched to the candidate's length.
 """
@@ -7,7 +7,7 @@ Every method has its nano entry's values, and all that it does at a step stretch
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
@@ -41,14 +41,17 @@ class Candidate:
     command: tuple[str, ...] = ("./run.sh",)
 
 
+def warm_start(steps: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "records.studies.warm_start", str(steps))
+
+
 CANDIDATES = {
     "nano": Candidate("the track as it is", "nano", 450),
     "micro": Candidate("1,500 steps", "nano", 1500),
     "batch": Candidate("8,192 tokens a step", "records/studies/proxies/batch4x.toml", 450),
     "width": Candidate("width 128", "records/studies/proxies/width128.toml", 450),
-    "warm": Candidate(
-        "from a fifth of Muon's run on", "nano", 450, (sys.executable, "-m", "records.studies.warm_start")
-    ),
+    "warm": Candidate("from a fifth of Muon's run on", "nano", 450, warm_start(90)),
+    "late": Candidate("from a fifth of Muon's run of 2,250 steps on", "nano", 450, warm_start(450)),
 }
 # Entry -> its published result; by published steps, and taken in turn into the half that chooses and the half
 # that judges.
@@ -61,7 +64,7 @@ METHODS = {
     "adamh": 4, "adamw": 2, "muon_no_momentum": 22,
 }  # fmt: skip
 CHOOSE, JUDGE = list(METHODS)[::2], list(METHODS)[1::2]
-SEEDS = "0-1"
+CHOOSING_SEEDS, JUDGING_SEEDS = "0", "0-1"
 
 Losses = Mapping[str, Mapping[int, float]]  # method -> seed -> last validation loss
 
@@ -77,24 +80,23 @@ def command(name: str, method: str, seeds: str) -> list[str]:
     return [*one.command, *options, "--validate-ends", "--out", str(folder)]
 
 
-def measured(train: bool) -> dict[str, dict[str, dict[int, float]]]:
-    """Candidate -> method -> seed -> last loss: what is kept beside the page, and what was run since."""
+def measured(name: str, methods: Sequence[str], seeds: str, train: bool) -> dict[str, dict[int, float]]:
+    """Method -> seed -> last loss under a candidate: what is kept beside the page, what was run since, and
+    with `train` what is lacking of the seeds.
+    """
     kept = HOME / "numbers.json"
-    found = json.loads(kept.read_text())["losses"] if kept.exists() else {}
-    losses = {
-        name: {method: {int(seed): loss for seed, loss in of_method.items()}
-               for method, of_method in found.get(name, {}).items()} for name in CANDIDATES
-    }  # fmt: skip
-    for name, of_name in losses.items():
-        for method in METHODS:
-            known = of_name.get(method, {}) | last_losses(RUNS / name / method)
-            lacking = [seed for seed in parse_seeds(SEEDS) if seed not in known]
-            if lacking and train:
-                subprocess.run(command(name, method, ",".join(map(str, lacking))), cwd=ROOT, check=True)
-                known |= last_losses(RUNS / name / method)
-            if known:
-                of_name[method] = known
-    return {name: of_name for name, of_name in losses.items() if of_name}
+    of_name = json.loads(kept.read_text())["losses"].get(name, {}) if kept.exists() else {}
+    losses = {}
+    for method in methods:
+        known = {int(seed): loss for seed, loss in of_name.get(method, {}).items()}
+        known |= last_losses(RUNS / name / method)
+        lacking = [seed for seed in parse_seeds(seeds) if seed not in known]
+        if lacking and train:
+            subprocess.run(command(name, method, ",".join(map(str, lacking))), cwd=ROOT, check=True)
+            known |= last_losses(RUNS / name / method)
+        if known:
+            losses[method] = known
+    return losses
 
 
 def agreement(losses: Losses, methods: Sequence[str]) -> Interval | None:
@@ -120,11 +122,11 @@ def contradictions(losses: Losses) -> tuple[int, int]:
     rule. Here: means over the common seeds further apart than p = .01 of what scatters once each method's and
     each seed's mean is taken out.
     """
-    common = sorted(set.intersection(*(set(of_method) for of_method in losses.values())))
+    common = sorted(set.intersection(*map(set, losses.values()))) if losses else []
+    if len(losses) < 2 or len(common) < 2:
+        return 0, 0
     table = np.array([[of_method[seed] for seed in common] for of_method in losses.values()])
     methods, seeds = table.shape
-    if methods < 2 or seeds < 2:
-        return 0, 0
     left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     apart = 2.58 * ((left**2).sum() / ((methods - 1) * (seeds - 1)) * 2 / seeds) ** 0.5
     published = [published_side(str(METHODS[method])) for method in losses]
@@ -138,39 +140,58 @@ def contradictions(losses: Losses) -> tuple[int, int]:
     return both, opposite
 
 
-def cells(interval: Interval | None) -> list[float | None]:
-    return [interval.estimate, interval.low, interval.high] if interval else [None] * 3
+def estimates(taus: Mapping[str, Interval]) -> str:
+    """In a sentence."""
+    return ", ".join(f"{name} {tau.estimate:.2f}" for name, tau in taus.items())
+
+
+def cell(tau: Interval | None) -> str | None:
+    """In a table."""
+    return f"{tau.estimate:.2f} ({tau.low:.2f} to {tau.high:.2f})" if tau else None
 
 
 def proxies(train: bool) -> Findings:
     """The study."""
-    found = measured(train)
-    if not found:
+
+    def try_out(names: Iterable[str], methods: Sequence[str], seeds: str) -> dict[str, Interval]:
+        """Adds what was measured; how well each candidate agrees on these methods."""
+        for name in names:
+            found[name] |= measured(name, methods, seeds, train)
+        return {name: tau for name in names if (tau := agreement(found[name], methods))}
+
+    found: dict[str, dict[str, dict[int, float]]] = {name: {} for name in CANDIDATES}
+    first = try_out(CANDIDATES, CHOOSE[::2], CHOOSING_SEEDS)
+    if not first:
         raise RecordError(f"expected {HOME / 'numbers.json'}, found none; --train makes it in many hours")
-    halves = {name: [agreement(losses, half) for half in (CHOOSE, JUDGE)] for name, losses in found.items()}
-    rows = [
-        [f"{name}: {CANDIDATES[name].told}", len(found[name]), *cells(first), *cells(second),
-         *contradictions(found[name])]
-        for name, (first, second) in halves.items()
-    ]  # fmt: skip
-    chosen, judged = ({name: tau for name, half in halves.items() if (tau := half[at])} for at in (0, 1))
+    ahead = sorted(first, key=lambda name: -first[name].estimate)[:2]
+    try_out({*ahead, "nano"}, CHOOSE[1::2], CHOOSING_SEEDS)
+    chosen = {name: tau for name in CANDIDATES if name in {*ahead, "nano"}
+              if (tau := agreement(found[name], CHOOSE))}  # fmt: skip
     best = max(chosen, key=lambda name: chosen[name].estimate)
-    told = "; ".join(f"{name} {value.estimate:.2f}" for name, value in chosen.items())
-    verdict = f"On the half that chooses Kendall's tau is {told}: {best} is chosen."
-    if best in judged:
-        verdict += f" On the other half {best} has {judged[best].estimate:.2f}"
-        verdict += f", nano {judged['nano'].estimate:.2f}." if "nano" in judged and best != "nano" else "."
-    header = ["candidate", "methods", "tau, chosen on", "from", "to", "tau, judged on", "from", "to",
-              "pairs decided on both", "otherwise"]  # fmt: skip
+    judged = try_out(dict.fromkeys((best, "nano")), JUDGE, JUDGING_SEEDS)
+    whole = {name: agreement(found[name], list(METHODS)) for name in judged}
+    rows = [
+        [f"{name}: {CANDIDATES[name].told}",
+         *(cell(taus.get(name)) for taus in (first, chosen, judged, whole)),
+         *contradictions({method: losses for method, losses in found[name].items() if method in JUDGE})]
+        for name in first
+    ]  # fmt: skip
+    verdict = f"Kendall's tau of the first eight methods: {estimates(first)}. {' and '.join(ahead)} go on. "
+    verdict += f"Of the half that chooses: {estimates(chosen)}; {best} is chosen."
+    if judged:
+        verdict += f" Of the half that judges: {estimates(judged)}."
+    header = ["candidate", "tau of eight (95%)", "of the half that chooses", "of the half that judges",
+              "of all", "pairs judged and decided on both", "otherwise"]  # fmt: skip
     by_method = [
         [method, number, published_side(str(number)).step, "chooses" if method in CHOOSE else "judges",
-         *(fmean(losses[method].values()) if method in losses else None for losses in found.values())]
+         *(fmean(found[name][method].values()) if method in found[name] else None for name in first)]
         for method, number in METHODS.items()
     ]  # fmt: skip
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, len(found), squeeze=False)[0]
-        for axes, (name, losses) in zip(panels, found.items(), strict=True):
+        panels = figure.subplots(1, len(first), squeeze=False)[0]
+        for axes, name in zip(panels, first, strict=True):
+            losses = found[name]
             for half, colour in ((CHOOSE, COLOURS[0]), (JUDGE, COLOURS[1])):
                 there = [method for method in half if method in losses]
                 axes.plot([published_side(str(METHODS[method])).step for method in there],
@@ -182,14 +203,16 @@ def proxies(train: bool) -> Findings:
             axes.set_xlabel("published steps")
         panels[0].set_ylabel("last validation loss")
 
+    asked = {name: CHOOSE[::2] for name in CANDIDATES} | dict.fromkeys({*ahead, "nano"}, CHOOSE)
+    asked |= dict.fromkeys((best, "nano"), list(METHODS))
+    lacking = {name: len(set(methods) - set(found[name])) for name, methods in asked.items()}
     numbers = {"losses": found}
     return Findings(
-        verdict, f"seeds {SEEDS}",
+        verdict, f"seed {CHOOSING_SEEDS} to choose, {JUDGING_SEEDS} to judge",
         [Table("Candidates", header, rows),
-         Table("Last losses", ["entry", "result", "published steps", "half", *found], by_method)],
-        {"losses.svg": Picture(numbers, draw, 3.0 * len(found), 3.4)}, numbers,
-        ", ".join(f"{name} of {len(METHODS) - len(found.get(name, {}))} methods" for name in CANDIDATES
-                  if len(found.get(name, {})) < len(METHODS)),
+         Table("Last losses", ["entry", "result", "published steps", "half", *first], by_method)],
+        {"losses.svg": Picture(numbers, draw, 3.0 * len(first), 3.4)}, numbers,
+        ", ".join(f"{name} of {count} methods" for name, count in lacking.items() if count),
     )  # fmt: skip
 
 
