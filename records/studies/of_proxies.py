@@ -99,22 +99,30 @@ def measured(name: str, methods: Sequence[str], seeds: str, train: bool) -> dict
     return losses
 
 
+def resampled_taus(losses: Losses, methods: Sequence[str]) -> np.ndarray:
+    """Kendall's tau of the mean losses with the published steps [1 + RESAMPLES]: of the methods, then of
+    methods drawn with replacement, the same ones for every candidate, and of seeds.
+    """
+    published = np.array([published_side(str(METHODS[method])).step for method in methods])
+    own = [np.array(list(losses[method].values())) for method in methods]
+    drawn = np.random.default_rng(0).integers(len(methods), size=(RESAMPLES, len(methods)))
+    seeds = np.random.default_rng(1)
+    taus = [kendalltau([values.mean() for values in own], published).statistic]
+    for chosen in drawn:
+        means = [seeds.choice(own[at], len(own[at])).mean() for at in chosen]
+        taus.append(kendalltau(means, published[chosen]).statistic)  # nan where all are one method
+    return np.array(taus)
+
+
+def interval(values: np.ndarray) -> Interval:
+    """The first value, and 95% of the others."""
+    return Interval(float(values[0]), *map(float, np.nanpercentile(values[1:], (2.5, 97.5))))
+
+
 def agreement(losses: Losses, methods: Sequence[str]) -> Interval | None:
-    """Kendall's tau of the mean losses with the published steps, 95% from resampled methods and seeds."""
+    """Kendall's tau over those of the methods that were trained; None for fewer than three."""
     there = [method for method in methods if method in losses]
-    if len(there) < 3:
-        return None
-    published = np.array([published_side(str(METHODS[method])).step for method in there])
-    own = [np.array(list(losses[method].values())) for method in there]
-    rng = np.random.default_rng(0)
-    resampled = []
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(len(there), size=len(there))
-        if len(set(published[chosen])) > 1:
-            means = [rng.choice(own[at], len(own[at])).mean() for at in chosen]
-            resampled.append(kendalltau(means, published[chosen]).statistic)
-    estimate = kendalltau([values.mean() for values in own], published).statistic
-    return Interval(float(estimate), *map(float, np.nanpercentile(resampled, (2.5, 97.5))))
+    return interval(resampled_taus(losses, there)) if len(there) > 2 else None
 
 
 def contradictions(losses: Losses) -> tuple[int, int]:
@@ -180,6 +188,10 @@ def proxies(train: bool) -> Findings:
     verdict += f"Of the half that chooses: {estimates(chosen)}; {best} is chosen."
     if judged:
         verdict += f" Of the half that judges: {estimates(judged)}."
+    if len(judged) == 2:
+        there = [method for method in METHODS if method in found[best] and method in found["nano"]]
+        more = interval(resampled_taus(found[best], there) - resampled_taus(found["nano"], there))
+        verdict += f" Over all {len(there)}, {best} has {cell(more)} more than nano."
     header = ["candidate", "tau of eight (95%)", "of the half that chooses", "of the half that judges",
               "of all", "pairs judged and decided on both", "otherwise"]  # fmt: skip
     by_method = [
