@@ -48,7 +48,7 @@ from optimizers.world import World, WorldError, device_name, distributed, gone_p
 from records import RecordError
 from records.observe import observing
 from records.run import RunEnded, RunError
-from records.run.machine import PEAK_FLOPS, choose_micro_batch, compiles
+from records.run.machine import choose_micro_batch, compiles, peak_share
 from records.run.options import add_run_options, parse_arguments
 from records.run.recipe import (
     AUX_OPTIONS,
@@ -60,7 +60,7 @@ from records.run.recipe import (
     run_differences,
     split,
 )
-from records.run.run_log import Clock, Progress, RunLog, verdict
+from records.run.run_log import Clock, Progress, RunLog, tensorboard, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
 from records.run.signals import DIVERGED, ENDED, REFUSED, catch_signals, leave, say
 from records.run.track import Track, read_track, shipped_tracks
@@ -109,7 +109,7 @@ def training_batches(
 def open_data(data: Path, recipe: Recipe) -> Corpus:
     """What the recipe's run reads below the folder `data`. Raises ShardError, see open_corpus."""
     track = recipe.track
-    needs = recipe.train_steps, track.batch_tokens, track.val_tokens
+    needs = max(recipe.train_steps, track.start.get("train_steps", 0)), track.batch_tokens, track.val_tokens
     return open_corpus(data / track.dataset, *needs, track.fetch)
 
 
@@ -405,9 +405,8 @@ def newest_checkpoint(out: Path, run: Path) -> dict:
 
 
 def read_checkpoint(args: argparse.Namespace, world: World) -> dict:
-    """The newest checkpoint, if the run is resumed; only the first process needs to have it. An option that
-    `args` leaves open is as the run had it.
-    """
+    """The newest checkpoint to resume, which only the first process needs to have; options that `args` leaves
+    open are as it says."""
     reads = args.resume and world.rank == 0
     found = world.agreed(lambda: newest_checkpoint(args.out, args.resume) if reads else {}, USER_ERRORS)
     found = world.share(found)
@@ -492,26 +491,28 @@ def apply_update(optimizers: list[torch.optim.Optimizer]) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
+def warm_start(net: nn.Module, model: GPT, data: Corpus, track: Track, rows: int, world: World) -> None:
+    """What the track's [start] says: steps at constant rates, uncompiled, on the data's first blocks."""
+    recipe = Recipe("start", track, **track.start, schedule={"matrix": {}}, init={}, lookahead={})
+    optimizers = build_optimizers(model, recipe, False)
+    for batch in training_batches(data.train, data.blocks[: recipe.train_steps], track, world):
+        compute_gradients(net, optimizers, batch, rows, world)
+        apply_update(optimizers)
+
+
 def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: Path | None) -> Progress:
-    """The screen, and tensorboard if asked. A token costs 6 FLOPs a weight, and those of causal attention."""
-    track, writer = recipe.track, None
-    if board and world.rank == 0:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise RunError("--tensorboard needs a package: pip install tensorboard.") from None
-        writer = SummaryWriter(str(board))
+    """The screen, and tensorboard if asked."""
+    track, leads = recipe.track, world.rank == 0
     weights = sum(p.numel() for p in model.parameters()) - model.embed.weight.numel()
-    flops = 6 * (weights + track.num_layers * track.context * track.model_dim)
-    peak = world.size * PEAK_FLOPS.get(device_name(world.device), math.inf)
-    return Progress(recipe.train_steps, first, track.batch_tokens, flops / peak, world.rank == 0, writer)
+    share = peak_share(track, weights, world.size, device_name(world.device))
+    writer = tensorboard(board) if board and leads else None
+    return Progress(recipe.train_steps, first, track.batch_tokens, share, leads, writer)
 
 
 def train(
     recipe: Recipe, seed: int, world: World, log: RunLog, args: argparse.Namespace, data: Corpus, state: dict
 ) -> None:
-    """One training, from `state` to the recipe's last step. state: a checkpoint, or of a new run its number,
-    recipe, seeds and data.
+    """One training, from `state` to its end. state: a checkpoint, or a new run's number, recipe, seeds, data.
 
     What ends it earlier leaves a checkpoint: a signal (SystemExit), a loss or gradient that is not finite, a
     damaged shard, a log that cannot be written (RunError).
@@ -519,6 +520,8 @@ def train(
     track, run = recipe.track, state["run"]
     model = make_model(recipe, seed, world.device, args.compile)
     net = distributed(model, world)
+    if track.start and "step" not in state:
+        warm_start(net, model, data, track, args.micro_batch, world)
     optimizers = build_optimizers(model, recipe, None if args.compile else False)
     if "step" in state:
         try:
@@ -548,7 +551,7 @@ def train(
     log.line(f"seed: {seed}", (run, -1))
     board = args.tensorboard and args.tensorboard / f"{log.path.stem}-seed{seed}"
     progress = start_progress(recipe, model, world, first, board)
-    batches = training_batches(data.train, data.blocks[first:], track, world)
+    batches = training_batches(data.train, data.blocks[first : recipe.train_steps], track, world)
     last, last_seconds = first, clock.seconds
     profile = net, log.path.with_suffix(".trace.json.gz"), progress.say, recipe.train_steps - first
     mark = marks(*profile) if args.profile and run == world.rank == 0 else unmarked

@@ -11,6 +11,7 @@ from records import RecordError
 from records.__main__ import main
 from records.judge.fixed_parts import (
     FIXED,
+    FREE,
     Version,
     changed_parts,
     current_parts,
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def code() -> str:
     """The fixed parts as a script has them."""
-    return source(ROOT, FIXED, ["Recipe", "initialise"])
+    return source(ROOT, FIXED, FREE)
 
 
 def parts(code: str) -> dict[str, str]:

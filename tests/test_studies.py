@@ -21,7 +21,6 @@ from records.studies import (
     of_stages,
     of_trainings,
     page,
-    warm_start,
 )
 from records.studies.__main__ import STUDIES, main
 from records.studies.differences import last_losses
@@ -336,15 +335,6 @@ def test_a_candidates_run_has_the_stretched_recipe_and_its_track(tmp_path, monke
             (),
             read_track(ROOT / candidate.track if "/" in candidate.track else "nano"),
         )
-
-
-def test_a_warm_model_starts_from_the_weights_of_its_seed(tmp_path, monkeypatch):
-    recipe = load_recipe("muon", (), shipped_tracks()["nano"])
-    cold = warm_start.cold_model(recipe, 3, warm_start.ALONE.device, False)
-    torch.save(cold.state_dict(), tmp_path / "warm-90-5.pt")
-    monkeypatch.setattr(warm_start, "RUNS", tmp_path)
-    warm = warm_start.warm_model(recipe, 5, warm_start.ALONE.device, False, steps=90)
-    assert all(torch.equal(a, b) for a, b in zip(warm.parameters(), cold.parameters(), strict=True))
 
 
 def test_more_trials_are_judged_by_final_runs_of_the_entrys_seeds(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from records.run.track import OPTIONAL, Track, TrackError, read_track, shipped_t
 from tests.made_tracks import write_track
 
 NANO = shipped_tracks()["nano"]
+START = shipped_tracks()["warm"].start
 
 
 def refusal(path: Path) -> str:
@@ -23,7 +24,7 @@ def refusal(path: Path) -> str:
 
 def test_the_shipped_tracks() -> None:
     tracks = shipped_tracks()
-    assert list(tracks) == ["fineweb", "nano"] and read_track("nano") == tracks["nano"]
+    assert list(tracks) == ["fineweb", "nano", "warm"] and read_track("nano") == tracks["nano"]
     assert (tracks["fineweb"].target, tracks["fineweb"].sigma, tracks["fineweb"].val_every) == (
         3.28,
         0.0013,
@@ -59,7 +60,7 @@ def test_a_value_of_another_kind_names_the_key(tmp_path: Path, field) -> None:
         )
 
 
-@pytest.mark.parametrize("key", [f.name for f in fields(Track) if f.name not in ("fetch", "slope")])
+@pytest.mark.parametrize("key", [f.name for f in fields(Track) if f.name not in ("fetch", "slope", "start")])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     assert f": {key}: expected " in (told := refusal(write_track(tmp_path / "t.toml", **{key: None})))
     assert told.endswith("found nothing")
@@ -93,6 +94,9 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ({"val_tokens": 3000}, "val_tokens: expected a multiple of batch_tokens = 2048, found 3000"),
         ({"token_limit": 300}, "token_limit: expected at most vocab_size = 256"),
         ({"shard_tokens": 2049}, "shard_tokens: expected the length of a shard"),
+        ({"start": START | {"matrix": {"lr": 1}}}, "start.matrix: expected a table with a step function"),
+        ({"start": START | {"steps": 2}}, "start.steps: expected a known key, nearest start.train_steps"),
+        ({"start": START | {"aux": {"eps": 1}}}, "start.aux.embed_lr: expected a number, 0 or above"),
     ],
 )
 def test_what_cannot_be_a_track_is_told(tmp_path: Path, changes: dict, told: str) -> None:
@@ -105,7 +109,7 @@ def test_a_file_that_is_no_toml_is_told(tmp_path: Path) -> None:
     for content in (b"name = ", b"\xff\xfe", b"a = " + b"[" * 10_000):
         (tmp_path / "t.toml").write_bytes(content)
         assert "expected a track in TOML" in refusal(tmp_path / "t.toml")
-    with pytest.raises(TrackError, match="no track 'nanno': expected fineweb, nano or a TOML file"):
+    with pytest.raises(TrackError, match="no track 'nanno': expected fineweb, nano, warm or a TOML file"):
         read_track("nanno")
 
 

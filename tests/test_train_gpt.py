@@ -198,6 +198,33 @@ def test_a_track_of_ones_own_runs_under_its_own_name(small_track, own_track, tmp
     assert val_losses(script) == val_losses(log)
 
 
+def test_a_track_with_a_start_begins_where_a_run_of_it_ends(small_track, own_track, tmp_path):
+    options = ("--track", str(own_track), "--seeds", "0,1")
+    constant = ("--recipe", "muon", "--set", "schedule.steps=100", "--steps", "6")
+    before = train(tmp_path / "before", *options, *constant, data=small_track)
+    start = {"train_steps": 6} | {key: read_log(before).recipe[key] for key in ("matrix", "aux")}
+    write_track(own_track, **dataclasses.asdict(read_track(own_track)) | {"start": start})
+    shorter = ("--recipe", "adamw", "--steps", "4", "--checkpoint-every", "2")  # than the start
+    log = train(tmp_path / "logs", *options, *shorter, data=small_track)
+    runs = zip(read_log(before).runs, read_log(log).runs, strict=True)
+    assert all(then.validations[-1].val_loss == now.validations[0].val_loss for then, now in runs)
+    assert val_losses(run_alone(log, small_track, tmp_path / "alone")) == val_losses(log)
+    whole = val_losses(log)
+    log.with_suffix(".checkpoints").joinpath("run001_step000004.pt").unlink()
+    train(tmp_path / "logs", "--resume", data=small_track)
+    assert val_losses(log) == whole
+
+
+def test_on_a_track_with_a_start_no_init_is_free(small_track, own_track, tmp_path):
+    start = {"train_steps": 6, "matrix": {"step": "rownorm", "lr": 0.1}, "aux": read_track(own_track).aux}
+    write_track(own_track, **dataclasses.asdict(read_track(own_track)) | {"start": start})
+    options = ("--track", str(own_track), "--recipe", "muon")
+    told = refusal(*options, out=tmp_path, data=small_track)
+    assert "[start.matrix] of track mine leaves values out: weight_decay = 0.0" in told
+    told = refusal(*options, "--set", 'init."mlp.fc"=0.1', out=tmp_path, data=small_track)
+    assert "[init] is not free on track mine" in told
+
+
 def test_a_run_on_ones_own_track_resumes_without_its_file(small_track, own_track, tmp_path):
     options = ("--track", str(own_track), "--steps", "8", "--checkpoint-every", "4")
     log = train(tmp_path / "logs", *options, data=small_track)

@@ -20,8 +20,9 @@ from records.judge import script_rules
 from records.run.flatten import source
 
 FILE = Path(__file__).with_name("fixed_parts.json")
-FIXED = ("open_data", "training_batches", "GPT", "validate", "validates", "forward_backward")
-FREE = ("Recipe", "initialise")  # used by the fixed parts, and an entry's own
+FIXED = ("open_data", "training_batches", "GPT", "warm_start", "validate", "validates", "forward_backward")
+# Used by the fixed parts, and an entry's own.
+FREE = ("Recipe", "initialise", "build_optimizers", "compute_gradients", "apply_update")
 VALUES = {"RECIPE", "TRACKS"}  # of a script, compared as values
 
 

@@ -89,6 +89,7 @@ def changed_track(tree: ast.Module, track: Track) -> Iterator[str]:
     if not held:
         yield f"cannot be verified: the script holds no track {track.name} that can be read"
         return
+    held = {"start": {}} | held  # which older scripts lack
     other = [key for key in ours if key not in FREE and held.get(key, "nothing") != ours[key]]
     if other:
         told = (f"{key} is {held.get(key, 'nothing')!r}, here {ours[key]!r}" for key in other)

@@ -1,5 +1,6 @@
 """What the machine offers a run: its compilers, its memory, the peak speed of its GPU."""
 
+import math
 import os
 import shutil
 
@@ -22,6 +23,14 @@ PEAK_FLOPS = {
     "NVIDIA L40S": 362e12,
     "NVIDIA GeForce RTX 4090": 165e12,
 }
+
+
+def peak_share(track: Track, weights: int, devices: int, name: str) -> float:
+    """What one token per second takes of the peak of so many devices; 0 where that is not known. A token
+    costs 6 FLOPs a weight, and those of causal attention.
+    """
+    flops = 6 * (weights + track.num_layers * track.context * track.model_dim)
+    return flops / (devices * PEAK_FLOPS.get(name, math.inf))
 
 
 def compiles(asked: bool | None, on_gpu: bool) -> bool:

@@ -365,6 +365,7 @@ def parse_recipe(
     )
     aux = parse_aux(aux, default, [key for key, end in (("embed", embed), ("head", head)) if end])
     check_init(init)
+    check_start(tracks[track], init, steps)
     schedule = parse_schedule(schedule, train_steps, effective)
     for hidden in (effective, *others.values()):
         check_moves(schedule["matrix"], hidden, steps)
@@ -411,6 +412,21 @@ def parse_aux(said: dict, default: dict, elsewhere: list[str]) -> dict:
         check_keys(f'[aux."{pattern}"]', table, list(known))
         check_kinds(f'[aux."{pattern}"]', table, known)
     return default | said
+
+
+def check_start(track: Track, init: dict, steps: Mapping[str, Method]) -> None:
+    """Raises RecipeError where a track's [start] leaves a value out, and for an [init] beside it: the models
+    that it trains start alike.
+    """
+    if not track.start:
+        return
+    if init:
+        raise RecipeError(f"[init] is not free on track {track.name}: its [start] trains every model first.")
+    said = track.start["matrix"]
+    effective = hyperparameters("[start.matrix]", said, steps)
+    unsaid = {key: value for key, value in effective.items() if key not in said and value is not None}
+    if lacking := [f"{key} = {literal(value)}" for key, value in unsaid.items()]:
+        raise RecipeError(f"[start.matrix] of track {track.name} leaves values out: {', '.join(lacking)}.")
 
 
 def check_init(init: dict) -> None:

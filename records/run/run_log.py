@@ -20,6 +20,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from records import RecordError
+from records.run import RunError
 from records.run.signals import leave_screen
 
 
@@ -140,6 +141,15 @@ class Scalars(Protocol):
     def add_scalar(self, name: str, value: float, step: int) -> object: ...
 
     def close(self) -> object: ...
+
+
+def tensorboard(folder: Path) -> Scalars:
+    """What writes scalars into the folder. Raises RunError without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError("--tensorboard needs a package: pip install tensorboard.") from None
+    return SummaryWriter(str(folder))
 
 
 class Progress:

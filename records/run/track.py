@@ -5,7 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shortened
 
@@ -45,6 +45,7 @@ class Track:
     fetch: str = ""  # module that makes or downloads the data; "": nothing does
     shards: int = 0  # training shards it makes or downloads at most
     shard_tokens: int = 0
+    start: dict = field(default_factory=dict)  # steps of [matrix] and [aux] before step 0; empty: none
 
 
 Kind = tuple[Callable[[object], bool], str]  # whether a value is of it; what was expected
@@ -85,6 +86,7 @@ OPTIONAL: dict[str, Kind] = {  # those with a default in Track
     **dict.fromkeys(
         ("shards", "shard_tokens"), (lambda value: is_whole(value, 0), "a whole number, 0 or above")
     ),
+    "start": (lambda value: isinstance(value, dict), "a table [start]"),
 }
 AUX: dict[str, Kind] = {
     **dict.fromkeys(("embed_lr", "head_lr", "scalar_lr", "weight_decay"), FROM_ZERO),
@@ -93,6 +95,11 @@ AUX: dict[str, Kind] = {
         "two numbers from 0 to below 1",
     ),
     "eps": POSITIVE,
+}
+START: dict[str, Kind] = {
+    "train_steps": SIZE,
+    "matrix": (lambda value: isinstance(value, dict) and "step" in value, "a table with a step function"),
+    "aux": KINDS["aux"],
 }
 
 
@@ -145,6 +152,9 @@ def faults(table: dict) -> Iterator[tuple[str, str, str]]:
     """(key, expected, found) of what keeps a table from being a track; only the first can be relied on."""
     yield from wrong_values("", table, KINDS, OPTIONAL)
     yield from wrong_values("aux.", table["aux"], AUX, {})
+    if start := table.get("start"):
+        yield from wrong_values("start.", start, START, {})
+        yield from wrong_values("start.aux.", start["aux"], AUX, {})
     yield from contradictions(Track(**table))
 
 

@@ -6,7 +6,6 @@ Every method has its nano entry's values, and all that it does at a step stretch
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,27 +21,21 @@ from records.publish.pictures import COLOURS, Picture
 from records.run.files import write_whole
 from records.run.recipe import parse_seeds, read_table, toml_lines
 from records.run.stretch import stretched
-from records.run.track import RECORDS
+from records.run.track import RECORDS, read_track
 from records.studies.differences import last_losses
 from records.studies.page import FOLDER, Findings, Study, Table
-from records.studies.warm_start import RUNS
 from records.trial import ROOT
 
-HOME = FOLDER / "proxies"
+HOME, RUNS = FOLDER / "proxies", ROOT / "logs" / "proxies"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A smaller training: its track, its steps, what starts it."""
+    """A smaller training: its track, its steps."""
 
     told: str
     track: str
     steps: int
-    command: tuple[str, ...] = ("./run.sh",)
-
-
-def warm_start(steps: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", "records.studies.warm_start", str(steps))
 
 
 CANDIDATES = {
@@ -50,8 +43,8 @@ CANDIDATES = {
     "micro": Candidate("1,500 steps", "nano", 1500),
     "batch": Candidate("8,192 tokens a step", "records/studies/proxies/batch4x.toml", 450),
     "width": Candidate("width 128", "records/studies/proxies/width128.toml", 450),
-    "warm": Candidate("from a fifth of Muon's run on", "nano", 450, warm_start(90)),
-    "late": Candidate("from a fifth of Muon's run of 2,250 steps on", "nano", 450, warm_start(450)),
+    "warm": Candidate("from step 90 of Muon's run on", "warm", 450),
+    "late": Candidate("from step 450 of it on", "records/studies/proxies/late.toml", 450),
 }
 # Entry -> its published result; by published steps, and taken in turn into the half that chooses and the half
 # that judges.
@@ -74,10 +67,13 @@ def command(name: str, method: str, seeds: str) -> list[str]:
     one, folder = CANDIDATES[name], RUNS / name / method
     recipe = folder.with_suffix(".toml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    table = read_table(RECORDS / "nano" / f"{method}.toml")
+    track = read_track(ROOT / one.track if "/" in one.track else one.track)
+    table = read_table(RECORDS / "nano" / f"{method}.toml") | {"track": track.name}
+    if track.start:  # then no [init] is free
+        table.pop("init", None)
     write_whole(recipe, ("\n".join(toml_lines(stretched(table, one.steps))) + "\n").encode())
     options = ["--track", one.track, "--recipe", str(recipe), "--seeds", seeds, "--compile"]
-    return [*one.command, *options, "--validate-ends", "--out", str(folder)]
+    return ["./run.sh", *options, "--validate-ends", "--out", str(folder)]
 
 
 def measured(name: str, methods: Sequence[str], seeds: str, train: bool) -> dict[str, dict[int, float]]:
