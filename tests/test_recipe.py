@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizers import STEPS
-from records.run.recipe import RecipeError, list_recipes, parse_recipe, parse_seeds, read_recipe, recipe_files
+from records.run.recipe import (
+    RecipeError,
+    find_recipe,
+    list_recipes,
+    parse_recipe,
+    parse_seeds,
+    read_recipe,
+    recipe_files,
+)
 from records.run.track import shipped_tracks
 
 TRACKS = shipped_tracks()
@@ -280,3 +288,8 @@ def test_the_known_cases_are_refused(case):
         pytest.skip("../shared/cases is not there")
     with pytest.raises(RecipeError):
         read_recipe(case, TRACKS, STEPS)
+
+
+def test_a_name_means_the_recipe_of_a_track_without_start_first():
+    assert find_recipe("muon", TRACKS).parent.parent.name == "nano"
+    assert find_recipe("muon", TRACKS, "warm").parent.parent.name == "warm"

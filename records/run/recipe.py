@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from records import RecordError, printable
-from records.run.track import RECORDS, Track, is_name, is_number
+from records.run.track import RECORDS, Track, is_name, is_number, shipped_tracks
 
 FACTS = ("description", "base", "published")  # for readers and the leaderboard; nothing computes with them
 # A recipe may exchange these.
@@ -234,13 +234,15 @@ def shipped_recipes(folder: Path) -> dict[str, Path]:
 def find_recipe(source: str | Path, tracks: Iterable[str], track: str | None = None) -> Path:
     """The file of a shipped recipe or entry of these tracks, that of `track` first; or the file of that path.
 
-    "record" is the recipe of the best published result. Raises RecipeError where there is none, or several
-    that `track` does not decide between.
+    Files of a track with [start] come last. "record" is the recipe of the best published result. Raises
+    RecipeError where there is none, or several that `track` does not decide between.
     """
     if source == "record":
         return record_file(RECORDS)
     files = {name: recipe_files(RECORDS / name) for name in tracks}
-    found = [files[name][str(source)] for name in files if str(source) in files[name]]
+    of_name = {name: recipes[str(source)] for name, recipes in files.items() if str(source) in recipes}
+    started = {name for name, known in shipped_tracks().items() if known.start}
+    found = [path for name, path in of_name.items() if name not in started] or list(of_name.values())
     if track in files and str(source) in files[track]:
         found = [files[track][str(source)]]
     if len(found) > 1:
