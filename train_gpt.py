@@ -48,18 +48,11 @@ from optimizers.world import World, WorldError, device_name, distributed, gone_p
 from records import RecordError
 from records.observe import observing
 from records.run import RunEnded, RunError
+from records.run.effective import AUX_OPTIONS, parse_recipe
 from records.run.machine import choose_micro_batch, compiles, peak_share
 from records.run.options import add_run_options, parse_arguments
-from records.run.recipe import (
-    AUX_OPTIONS,
-    Recipe,
-    list_recipes,
-    parse_recipe,
-    parse_seeds,
-    read_recipe,
-    run_differences,
-    split,
-)
+from records.run.recipe import Recipe, parse_seeds, run_differences, split
+from records.run.recipe_files import list_recipes, read_recipe
 from records.run.run_log import Clock, Progress, RunLog, tensorboard, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
 from records.run.signals import DIVERGED, ENDED, REFUSED, catch_signals, leave, say
@@ -299,7 +292,7 @@ def validate(model: GPT, shard: np.memmap, track: Track, micro_batch: int, world
 
 
 def load_recipe(source: str | Path, changes: Iterable[str] = (), track: Track | None = None) -> Recipe:
-    """The recipe of a TOML file or of a shipped name, see records.run.recipe.read_recipe (RecipeError).
+    """The recipe of a TOML file or of a shipped name, see records.run.recipe_files.read_recipe (RecipeError).
 
     track: the one it is for if it names none; a track that is not shipped takes the recipes of all.
     """
@@ -396,7 +389,8 @@ def newest_checkpoint(out: Path, run: Path) -> dict:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = {"asked": {}} | loaded  # which older checkpoints lack
             if all(isinstance(state[key], kind) for key, kind in CHECKPOINT.items()):
-                return state | {"log": str(path.parent.with_suffix(".txt"))}
+                track = asdict(Track(**state["track"]))  # with what tracks had not yet then
+                return state | {"track": track, "log": str(path.parent.with_suffix(".txt"))}
             found = "not a run's"
         except Exception as error:  # whatever a damaged file raises
             found = type(error).__name__
@@ -405,8 +399,9 @@ def newest_checkpoint(out: Path, run: Path) -> dict:
 
 
 def read_checkpoint(args: argparse.Namespace, world: World) -> dict:
-    """The newest checkpoint to resume, which only the first process needs to have; options that `args` leaves
-    open are as it says."""
+    """The newest checkpoint, if the run is resumed; only the first process needs to have it. An option that
+    `args` leaves open is as the run had it.
+    """
     reads = args.resume and world.rank == 0
     found = world.agreed(lambda: newest_checkpoint(args.out, args.resume) if reads else {}, USER_ERRORS)
     found = world.share(found)
@@ -512,7 +507,8 @@ def start_progress(recipe: Recipe, model: GPT, world: World, first: int, board: 
 def train(
     recipe: Recipe, seed: int, world: World, log: RunLog, args: argparse.Namespace, data: Corpus, state: dict
 ) -> None:
-    """One training, from `state` to its end. state: a checkpoint, or a new run's number, recipe, seeds, data.
+    """One training, from `state` to the recipe's last step. state: a checkpoint, or of a new run its number,
+    recipe, seeds and data.
 
     What ends it earlier leaves a checkpoint: a signal (SystemExit), a loss or gradient that is not finite, a
     damaged shard, a log that cannot be written (RunError).
@@ -629,7 +625,7 @@ def train(
 
 def print_plan(recipe: Recipe, args: argparse.Namespace) -> None:
     """For run.sh: the number of GPUs, and what fetches the data if some is missing."""
-    compiles(args.compile, has_gpu(checked=recipe.track.name != "nano"))
+    compiles(args.compile, has_gpu(checked=recipe.track.dataset != "nano"))
     track, data, fetch = recipe.track, args.data, []
     try:
         open_data(data, recipe)
@@ -673,7 +669,7 @@ def run(recipe: Recipe, args: argparse.Namespace, script: str, checkpoint: dict,
     facts = data.facts()
     if checkpoint and (told := fact_differences(checkpoint["data"], facts)):
         raise RunError(f"--resume: the run used other data (- then, + now): {told}")
-    on_gpu = world.agreed(lambda: has_gpu(checked=track.name != "nano"), USER_ERRORS)
+    on_gpu = world.agreed(lambda: has_gpu(checked=track.dataset != "nano"), USER_ERRORS)
     args.compile = world.agreed(lambda: compiles(args.compile, on_gpu), USER_ERRORS)
     memory = torch.cuda.mem_get_info(world.device) if on_gpu else None
     sizes = track, world.size, args.micro_batch, args.compile, LOSS_ROWS, memory, recipe.micro_batches()

@@ -39,6 +39,7 @@ from optimizers.softcap_kernel import differs
 from optimizers.world import WorldError, device_name, distributed, has_gpu, join_world, nvidia_driver
 from records import RecordError
 from records.baseline import BASELINE, made_model, made_tokens
+from records.run.effective import parse_recipe
 from records.run.files import write_whole
 from records.run.instrument_log import unobserved
 from records.run.machine import (
@@ -48,7 +49,7 @@ from records.run.machine import (
     find_compiler,
     memory_needed,
 )
-from records.run.recipe import Recipe, parse_recipe
+from records.run.recipe import Recipe
 from records.run.signals import ENDED, last_words, say
 from records.run.track import Track, shipped_tracks
 from train_gpt import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from optimizers import AROUND
 from optimizers.stage import named_step
 from records.run.flatten import flatten, literal
-from records.run.recipe import Recipe, step_name
+from records.run.recipe import Recipe
 
 
 def script_of(recipe: Recipe, args: argparse.Namespace, root: Path) -> str:
@@ -17,8 +17,7 @@ def script_of(recipe: Recipe, args: argparse.Namespace, root: Path) -> str:
     """
     asked = [] if args.micro_batch is None else ["--micro-batch", str(args.micro_batch)]
     asked += [] if args.compile is None else ["--compile" if args.compile else "--no-compile"]
-    start = {step_name(recipe.track.start["matrix"])} if recipe.track.start else set()
-    rows = [named_step(name).row for name in start.union(recipe.step_names())]
+    rows = [named_step(name).row for name in recipe.step_names()]
     methods = {row.name.partition("(")[0] for row in rows}
     stages = {stage.function.__name__ for row in rows for stage in row.stages}
     around = {AROUND[table["kind"]].__name__ for table in recipe.surroundings().values()}

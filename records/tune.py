@@ -36,16 +36,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from records import RecordError
 from records.publish.pictures import COLOURS, STYLE
-from records.run.recipe import (
-    RecipeError,
-    find_recipe,
-    merge,
-    parse_change,
-    parse_seeds,
-    read_recipe,
-    read_table,
-    toml_lines,
-)
+from records.run.changes import merge, parse_change
+from records.run.recipe import RecipeError, parse_seeds, toml_lines
+from records.run.recipe_files import find_recipe, read_recipe, read_table
 from records.run.track import read_track, shipped_tracks
 from records.trial import COMMAND, ROOT, TuneError, train
 from records.tune_paired import compare_candidate

@@ -15,14 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from records.judge.paired import FIRST_LOOK, TTest, decides, sequential_level, t_test
-from records.run.recipe import (
-    find_recipe,
-    merge,
-    parse_change,
-    parse_seeds,
-    read_table,
-    toml_lines,
-)
+from records.run.changes import merge, parse_change
+from records.run.recipe import parse_seeds, toml_lines
+from records.run.recipe_files import find_recipe, read_table
 from records.run.track import shipped_tracks
 from records.trial import TuneError, runs_in, train
 

@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 import train_gpt  # noqa: E402
 from optimizers import MatrixOptimizer  # noqa: E402
-from records.run.recipe import Recipe, parse_recipe, toml_lines  # noqa: E402
+from records.run.effective import parse_recipe  # noqa: E402
+from records.run.recipe import Recipe, toml_lines  # noqa: E402
 from records.run.stretch import stretched  # noqa: E402
 from records.run.track import shipped_tracks  # noqa: E402
 from train_gpt import AROUND, GPT, STEPS, World, apply_update, build_optimizers, compute_gradients  # noqa: E402

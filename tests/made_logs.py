@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from records.run.effective import TABLES
 from records.run.flatten import flatten, literal
-from records.run.recipe import TABLES, Recipe, toml_lines
+from records.run.recipe import Recipe, toml_lines
 from records.run.track import Track, shipped_tracks
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -98,6 +98,19 @@ def test_options_beside_resume_are_compared_with_the_runs_own_recipe(small_track
     assert "+ lr = 0.5" in told and "muon" not in told and told.count("; ") == 1
 
 
+def test_a_checkpoint_from_before_tracks_had_a_start_goes_on(small_track, tmp_path):
+    asked = ("--recipe", "muon", "--steps", "8", "--checkpoint-every", "4")
+    log = train(tmp_path / "logs", *asked, data=small_track)
+    last, whole = log.with_suffix(".checkpoints") / "run000_step000008.pt", val_losses(log)
+    last.unlink()
+    older = last.with_name("run000_step000004.pt")
+    state = torch.load(older)
+    del state["track"]["start"]
+    torch.save(state, older)
+    train(tmp_path / "logs", "--resume", data=small_track)
+    assert last.exists() and val_losses(log) == whole
+
+
 def test_a_resumed_run_goes_on_as_it_was_asked_for(small_track, tmp_path):
     asked = ("--checkpoint-every", "3", "--micro-batch", "2", "--validate-ends")
     log = train(tmp_path / "logs", "--recipe", "muon", "--steps", "10", *asked, data=small_track)

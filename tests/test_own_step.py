@@ -7,7 +7,8 @@ from optimizers import AROUND, STEPS
 from optimizers.explain import explained
 from optimizers.own_step import OwnStep
 from optimizers.stage import named_step
-from records.run.recipe import RecipeError, parse_recipe
+from records.run.effective import parse_recipe
+from records.run.recipe import RecipeError
 from records.run.track import shipped_tracks
 from train_gpt import GPT, build_optimizers, set_learning_rates
 

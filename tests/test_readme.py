@@ -9,7 +9,7 @@ import torch
 
 import optimizers
 from optimizers.explain import method_map
-from records.run.recipe import parse_recipe
+from records.run.effective import parse_recipe
 from records.run.track import shipped_tracks
 from train_gpt import parse_arguments
 

@@ -3,9 +3,9 @@
 import pytest
 
 import train_gpt
-from records.run.recipe import RECORDS, shipped_recipes
+from records.run.recipe_files import shipped_recipes
 from records.run.schedule import learning_rate_factor
-from records.run.track import shipped_tracks
+from records.run.track import RECORDS, shipped_tracks
 from tests.runs import recipe
 from train_gpt import GPT
 

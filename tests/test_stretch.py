@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from optimizers import AROUND, STEPS
 from records.__main__ import main
-from records.run.recipe import RECORDS, RecipeError, parse_recipe, read_table, shipped_recipes, toml_lines
+from records.run.effective import parse_recipe
+from records.run.recipe import RecipeError, toml_lines
+from records.run.recipe_files import read_table, shipped_recipes
 from records.run.schedule import learning_rate_factor, value_at
 from records.run.stretch import stretched
-from records.run.track import shipped_tracks
+from records.run.track import RECORDS, shipped_tracks
 
 TRACKS = shipped_tracks()
 FILES = {file.stem: file for track in TRACKS for file in shipped_recipes(RECORDS / track).values()}

@@ -10,7 +10,8 @@ from records import RecordError
 from records.judge.compare import published_side
 from records.publish.pictures import Picture
 from records.run.instrument_log import InstrumentLog
-from records.run.recipe import parse_seeds, read_table
+from records.run.recipe import parse_seeds
+from records.run.recipe_files import read_table
 from records.run.track import RECORDS, read_track, shipped_tracks
 from records.studies import (
     of_budgets,
@@ -291,13 +292,14 @@ def made_losses(methods, order: float, seeds=(0, 1)) -> dict:
 
 def test_a_proxy_agrees_contradicts_and_counts_the_pairs_that_are_decided(monkeypatch):
     monkeypatch.setattr(of_proxies, "RESAMPLES", 20)
-    assert agreement(made_losses(METHODS, 1.0), list(METHODS)).estimate > 0.95
-    assert agreement(made_losses(METHODS, -1.0), list(METHODS)).estimate < -0.95
-    assert agreement(made_losses(METHODS, 1.0), ["muon", "adamw"]) is None
-    both, otherwise = contradictions(made_losses(METHODS, 1.0))
+    assert agreement(made_losses(METHODS, 1.0), list(METHODS), (0, 1)).estimate > 0.95
+    assert agreement(made_losses(METHODS, -1.0), list(METHODS), (0, 1)).estimate < -0.95
+    assert agreement(made_losses(METHODS, 1.0), ["muon", "adamw"], (0,)) is None
+    assert agreement(made_losses(METHODS, 1.0, (0,)), list(METHODS), (0, 1)) is None
+    both, otherwise = contradictions(made_losses(METHODS, 1.0), (0, 1))
     assert both > 300 and otherwise == 0
-    assert contradictions(made_losses(METHODS, -1.0)) == (both, both)
-    assert contradictions(made_losses(METHODS, 1.0, (0,))) == contradictions({}) == (0, 0)
+    assert contradictions(made_losses(METHODS, -1.0), (0, 1)) == (both, both)
+    assert contradictions(made_losses(METHODS, 1.0), (0,)) == contradictions({}, (0, 1)) == (0, 0)
 
 
 def test_the_halves_share_no_method_and_every_method_has_an_entry_and_a_result():
@@ -314,12 +316,16 @@ def test_the_best_of_the_half_that_chooses_is_judged_on_the_other(tmp_path, monk
     monkeypatch.setattr(of_proxies, "RESAMPLES", 20)
     assert main(["proxies"]) == 2
     losses = {"nano": made_losses(METHODS, -1.0), "micro": made_losses(METHODS, 1.0)}
-    losses |= {"width": made_losses(CHOOSE[::2], -1.0), "batch": made_losses(["muon", *CHOOSE], 1.0)}
+    losses |= {"width": made_losses(CHOOSE[::2], -1.0), "batch": made_losses(CHOOSE[:-2] + CHOOSE[-1:], 1.0)}
     (tmp_path / "numbers.json").write_text(json.dumps({"losses": losses}))
     found = STUDIES["proxies"].find(False)
     assert "micro 1.00, batch 1.00, width -1.00. micro and batch go on." in found.verdict
-    assert "micro is chosen. Of the half that judges: micro 1.00, nano -1.00." in found.verdict
-    assert found.missing == "warm of 8 methods, late of 8 methods"
+    assert "micro is chosen." in found.verdict and "judges" not in found.verdict
+    assert found.missing == "batch of 1 methods, warm of 8 methods, late of 8 methods"
+    losses |= {"batch": made_losses(CHOOSE, 1.0)} | dict.fromkeys(("warm", "late"), losses["width"])
+    (tmp_path / "numbers.json").write_text(json.dumps({"losses": losses}))
+    found = STUDIES["proxies"].find(False)
+    assert "micro 1.00, nano -1.00; micro has 2.00 (2.00 to 2.00) more." in found.verdict
     judged = {row[0].split(":")[0]: row[-2:] for row in found.tables[0].rows}
     assert judged["micro"][0] > 50 and judged["micro"][1] == 0 and judged["width"] == [0, 0]
 
@@ -327,7 +333,7 @@ def test_the_best_of_the_half_that_chooses_is_judged_on_the_other(tmp_path, monk
 def test_a_candidates_run_has_the_stretched_recipe_and_its_track(tmp_path, monkeypatch):
     monkeypatch.setattr(of_proxies, "RUNS", tmp_path)
     for name, candidate in of_proxies.CANDIDATES.items():
-        words = of_proxies.command(name, "row_floor", "0-1")
+        words = of_proxies.command(name, "row_floor", (0, 1))
         made = read_table(tmp_path / name / "row_floor.toml")
         assert made["train_steps"] == candidate.steps and "--validate-ends" in words
         assert load_recipe(

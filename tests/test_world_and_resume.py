@@ -14,7 +14,8 @@ from optimizers.around.around import read_losses
 from optimizers.around.gradients import InputNewton
 from optimizers.around.outer_nesterov import OuterNesterov
 from optimizers.world import World
-from records.run.recipe import Recipe, parse_recipe
+from records.run.effective import parse_recipe
+from records.run.recipe import Recipe
 from records.run.track import shipped_tracks
 from tests.runs import on_ranks
 from train_gpt import GPT, apply_update, build_optimizers, compute_gradients, distributed, set_learning_rates

@@ -29,7 +29,7 @@ from records.publish.pages import FIGURE, PREDICTION, Page, escape, table
 from records.publish.pictures import Place, Result, leaderboard_picture
 from records.publish.prediction import pairings, prediction_picture, prediction_text
 from records.publish.recipe_table import disagreements
-from records.run.recipe import shipped_recipes
+from records.run.recipe_files import shipped_recipes
 from records.run.track import RECORDS, Track, TrackError, shipped_tracks
 
 PULL_REQUEST = "https://github.com/KellerJordan/modded-nanogpt/pull/{}"

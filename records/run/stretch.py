@@ -10,16 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from records.run.effective import LOOKAHEAD, is_knots
 from records.run.files import write_whole
-from records.run.recipe import (
-    LOOKAHEAD,
-    MOST_STEPS,
-    RecipeError,
-    find_recipe,
-    is_knots,
-    read_table,
-    toml_lines,
-)
+from records.run.recipe import MOST_STEPS, RecipeError, toml_lines
+from records.run.recipe_files import find_recipe, read_table
 from records.run.track import is_number, shipped_tracks
 
 # Whole numbers, counted in updates.

@@ -7,19 +7,20 @@ Every method has its nano entry's values, and all that it does at a step stretch
 import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import kendalltau
+from scipy.stats import t as student
 
 from records import RecordError
 from records.judge.compare import RESAMPLES, Interval, compare, published_side
 from records.publish.pictures import COLOURS, Picture
 from records.run.files import write_whole
-from records.run.recipe import parse_seeds, read_table, toml_lines
+from records.run.recipe import toml_lines
+from records.run.recipe_files import read_table
 from records.run.stretch import stretched
 from records.run.track import RECORDS, read_track
 from records.studies.differences import last_losses
@@ -57,12 +58,12 @@ METHODS = {
     "adamh": 4, "adamw": 2, "muon_no_momentum": 22,
 }  # fmt: skip
 CHOOSE, JUDGE = list(METHODS)[::2], list(METHODS)[1::2]
-CHOOSING_SEEDS, JUDGING_SEEDS = "0", "0-1"
+CHOOSING_SEEDS, JUDGING_SEEDS = (0,), (0, 1)
 
 Losses = Mapping[str, Mapping[int, float]]  # method -> seed -> last validation loss
 
 
-def command(name: str, method: str, seeds: str) -> list[str]:
+def command(name: str, method: str, seeds: Sequence[int]) -> list[str]:
     """The run of a method under a candidate; its recipe is written to where the log comes."""
     one, folder = CANDIDATES[name], RUNS / name / method
     recipe = folder.with_suffix(".toml")
@@ -72,13 +73,14 @@ def command(name: str, method: str, seeds: str) -> list[str]:
     if track.start:  # then no [init] is free
         table.pop("init", None)
     write_whole(recipe, ("\n".join(toml_lines(stretched(table, one.steps))) + "\n").encode())
-    options = ["--track", one.track, "--recipe", str(recipe), "--seeds", seeds, "--compile"]
+    options = ["--track", one.track, "--recipe", str(recipe), "--compile"]
+    options += ["--seeds", ",".join(map(str, seeds))]
     return ["./run.sh", *options, "--validate-ends", "--out", str(folder)]
 
 
-def measured(name: str, methods: Sequence[str], seeds: str, train: bool) -> dict[str, dict[int, float]]:
-    """Method -> seed -> last loss under a candidate: what is kept beside the page, what was run since, and
-    with `train` what is lacking of the seeds.
+def measured(name: str, methods: Sequence[str], seeds: Sequence[int], train: bool) -> Losses:
+    """Of a candidate: what is kept beside the page, what was run since, and with `train` what is lacking of
+    the seeds.
     """
     kept = HOME / "numbers.json"
     of_name = json.loads(kept.read_text())["losses"].get(name, {}) if kept.exists() else {}
@@ -86,26 +88,26 @@ def measured(name: str, methods: Sequence[str], seeds: str, train: bool) -> dict
     for method in methods:
         known = {int(seed): loss for seed, loss in of_name.get(method, {}).items()}
         known |= last_losses(RUNS / name / method)
-        lacking = [seed for seed in parse_seeds(seeds) if seed not in known]
+        lacking = [seed for seed in seeds if seed not in known]
         if lacking and train:
-            subprocess.run(command(name, method, ",".join(map(str, lacking))), cwd=ROOT, check=True)
+            subprocess.run(command(name, method, lacking), cwd=ROOT, check=True)
             known |= last_losses(RUNS / name / method)
         if known:
             losses[method] = known
     return losses
 
 
-def resampled_taus(losses: Losses, methods: Sequence[str]) -> np.ndarray:
-    """Kendall's tau of the mean losses with the published steps [1 + RESAMPLES]: of the methods, then of
-    methods drawn with replacement, the same ones for every candidate, and of seeds.
+def resampled_taus(losses: Losses, methods: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """Kendall's tau of the mean losses over these seeds with the published steps [1 + RESAMPLES]: of the
+    methods, then of methods drawn with replacement, the same ones for every candidate, and of seeds.
     """
     published = np.array([published_side(str(METHODS[method])).step for method in methods])
-    own = [np.array(list(losses[method].values())) for method in methods]
+    own = np.array([[losses[method][seed] for seed in seeds] for method in methods])
     drawn = np.random.default_rng(0).integers(len(methods), size=(RESAMPLES, len(methods)))
-    seeds = np.random.default_rng(1)
-    taus = [kendalltau([values.mean() for values in own], published).statistic]
+    rng = np.random.default_rng(1)
+    taus = [kendalltau(own.mean(1), published).statistic]
     for chosen in drawn:
-        means = [seeds.choice(own[at], len(own[at])).mean() for at in chosen]
+        means = rng.choice(own[chosen], len(seeds), axis=1).mean(1)
         taus.append(kendalltau(means, published[chosen]).statistic)  # nan where all are one method
     return np.array(taus)
 
@@ -115,27 +117,27 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), *map(float, np.nanpercentile(values[1:], (2.5, 97.5))))
 
 
-def agreement(losses: Losses, methods: Sequence[str]) -> Interval | None:
+def agreement(losses: Losses, methods: Sequence[str], seeds: Sequence[int]) -> Interval | None:
     """Kendall's tau over those of the methods that were trained; None for fewer than three."""
-    there = [method for method in methods if method in losses]
-    return interval(resampled_taus(losses, there)) if len(there) > 2 else None
+    there = [method for method in methods if set(seeds) <= set(losses.get(method, ()))]
+    return interval(resampled_taus(losses, there, seeds)) if len(there) > 2 else None
 
 
-def contradictions(losses: Losses) -> tuple[int, int]:
+def contradictions(losses: Losses, seeds: Sequence[int]) -> tuple[int, int]:
     """Pairs of methods decided on both sides, and those of them decided otherwise. Published: by the pairwise
-    rule. Here: means over the common seeds further apart than p = .01 of what scatters once each method's and
-    each seed's mean is taken out.
+    rule. Here: means over the seeds further apart than p = .01 of what scatters once each method's and each
+    seed's mean is taken out.
     """
-    common = sorted(set.intersection(*map(set, losses.values()))) if losses else []
-    if len(losses) < 2 or len(common) < 2:
+    there = [method for method in losses if set(seeds) <= set(losses[method])]
+    if len(there) < 2 or len(seeds) < 2:
         return 0, 0
-    table = np.array([[of_method[seed] for seed in common] for of_method in losses.values()])
-    methods, seeds = table.shape
+    table = np.array([[losses[method][seed] for seed in seeds] for method in there])
     left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    apart = 2.58 * ((left**2).sum() / ((methods - 1) * (seeds - 1)) * 2 / seeds) ** 0.5
-    published = [published_side(str(METHODS[method])) for method in losses]
+    freedom = (len(there) - 1) * (len(seeds) - 1)
+    apart = student.ppf(0.995, freedom) * ((left**2).sum() / freedom * 2 / len(seeds)) ** 0.5
+    published = [published_side(str(METHODS[method])) for method in there]
     both = opposite = 0
-    for first, second in combinations(range(methods), 2):
+    for first, second in combinations(range(len(there)), 2):
         verdict = compare(published[first], published[second]).verdict
         less = float(table[second].mean() - table[first].mean())
         if verdict in ("better", "worse") and abs(less) > apart:
@@ -144,9 +146,54 @@ def contradictions(losses: Losses) -> tuple[int, int]:
     return both, opposite
 
 
-def estimates(taus: Mapping[str, Interval]) -> str:
-    """In a sentence."""
-    return ", ".join(f"{name} {tau.estimate:.2f}" for name, tau in taus.items())
+Taus = dict[str, Interval]  # candidate -> how well it agrees
+
+
+@dataclass(frozen=True)
+class Race:
+    """What was measured, and how well candidates agreed in each round."""
+
+    losses: dict[str, Losses]
+    first: Taus  # of every other method of the half that chooses
+    chosen: Taus  # of that half, the two best of the first round and nano
+    judged: Taus  # of the other half, the best of these and nano
+
+    @property
+    def ahead(self) -> list[str]:
+        return sorted(self.first, key=lambda name: -self.first[name].estimate)[:2]
+
+    @property
+    def best(self) -> str:
+        return max(self.chosen, key=lambda name: self.chosen[name].estimate)
+
+    def more_than_nano(self, methods: Sequence[str], seeds: Sequence[int]) -> Interval:
+        """Tau of the best less that of nano, over the same resampled methods."""
+        best, nano = (resampled_taus(self.losses[name], methods, seeds) for name in (self.best, "nano"))
+        return interval(best - nano)
+
+    def missing(self) -> str:
+        """What the race asks for and does not have."""
+        asked = dict.fromkeys(CANDIDATES, CHOOSE[::2]) | dict.fromkeys((*self.ahead, "nano"), CHOOSE)
+        asked |= dict.fromkeys((self.best, "nano"), list(METHODS))
+        lacking = {name: len(set(methods) - set(self.losses[name])) for name, methods in asked.items()}
+        return ", ".join(f"{name} of {count} methods" for name, count in lacking.items() if count)
+
+
+def race(train: bool) -> Race:
+    """Runs it, or reads what was run. Raises RecordError where nothing was."""
+    losses: dict[str, Losses] = {name: {} for name in CANDIDATES}
+
+    def tried(names: Iterable[str], methods: Sequence[str], seeds: Sequence[int]) -> Taus:
+        for name in names:
+            losses[name] = {**losses[name], **measured(name, methods, seeds, train)}
+        return {name: tau for name in names if (tau := agreement(losses[name], methods, seeds))}
+
+    run = Race(losses, tried(CANDIDATES, CHOOSE[::2], CHOOSING_SEEDS), {}, {})
+    if not run.first:
+        raise RecordError(f"expected {HOME / 'numbers.json'}, found none; --train makes it in many hours")
+    going_on = [name for name in CANDIDATES if name in (*run.ahead, "nano")]
+    run = replace(run, chosen=tried(going_on, CHOOSE, CHOOSING_SEEDS))
+    return replace(run, judged=tried(dict.fromkeys((run.best, "nano")), JUDGE, JUDGING_SEEDS))
 
 
 def cell(tau: Interval | None) -> str | None:
@@ -154,73 +201,64 @@ def cell(tau: Interval | None) -> str | None:
     return f"{tau.estimate:.2f} ({tau.low:.2f} to {tau.high:.2f})" if tau else None
 
 
+def told(run: Race) -> str:
+    """The verdict."""
+    first, chosen, judged = (
+        ", ".join(f"{name} {tau.estimate:.2f}" for name, tau in taus.items())
+        for taus in (run.first, run.chosen, run.judged)
+    )
+    verdict = f"Kendall's tau of the first eight methods: {first}. {' and '.join(run.ahead)} go on. "
+    verdict += f"Of the half that chooses: {chosen}; {run.best} is chosen."
+    if len(run.judged) == 2 and not run.missing():
+        own, every = run.more_than_nano(JUDGE, JUDGING_SEEDS), run.more_than_nano([*METHODS], CHOOSING_SEEDS)
+        verdict += f" Of the half that judges: {judged}; {run.best} has {cell(own)} more. Over all"
+        verdict += f" {len(METHODS)}, with those that chose it and on their seed, it has {cell(every)} more."
+    return verdict
+
+
 def proxies(train: bool) -> Findings:
-    """The study."""
-
-    def try_out(names: Iterable[str], methods: Sequence[str], seeds: str) -> dict[str, Interval]:
-        """Adds what was measured; how well each candidate agrees on these methods."""
-        for name in names:
-            found[name] |= measured(name, methods, seeds, train)
-        return {name: tau for name in names if (tau := agreement(found[name], methods))}
-
-    found: dict[str, dict[str, dict[int, float]]] = {name: {} for name in CANDIDATES}
-    first = try_out(CANDIDATES, CHOOSE[::2], CHOOSING_SEEDS)
-    if not first:
-        raise RecordError(f"expected {HOME / 'numbers.json'}, found none; --train makes it in many hours")
-    ahead = sorted(first, key=lambda name: -first[name].estimate)[:2]
-    try_out({*ahead, "nano"}, CHOOSE[1::2], CHOOSING_SEEDS)
-    chosen = {name: tau for name in CANDIDATES if name in {*ahead, "nano"}
-              if (tau := agreement(found[name], CHOOSE))}  # fmt: skip
-    best = max(chosen, key=lambda name: chosen[name].estimate)
-    judged = try_out(dict.fromkeys((best, "nano")), JUDGE, JUDGING_SEEDS)
-    whole = {name: agreement(found[name], list(METHODS)) for name in judged}
+    """The study. Losses are shown of the seed that all have."""
+    run = race(train)
+    shown = {
+        name: {method: of_seed[0] for method, of_seed in run.losses[name].items() if 0 in of_seed}
+        for name in run.first
+    }
+    published = {method: published_side(str(number)).step for method, number in METHODS.items()}
+    whole = {name: agreement(run.losses[name], list(METHODS), CHOOSING_SEEDS) for name in run.judged}
+    judging = {name: {method: run.losses[name].get(method, {}) for method in JUDGE} for name in shown}
     rows = [
         [f"{name}: {CANDIDATES[name].told}",
-         *(cell(taus.get(name)) for taus in (first, chosen, judged, whole)),
-         *contradictions({method: losses for method, losses in found[name].items() if method in JUDGE})]
-        for name in first
+         *(cell(taus.get(name)) for taus in (run.first, run.chosen, run.judged, whole)),
+         *(contradictions(judging[name], JUDGING_SEEDS))]
+        for name in shown
     ]  # fmt: skip
-    verdict = f"Kendall's tau of the first eight methods: {estimates(first)}. {' and '.join(ahead)} go on. "
-    verdict += f"Of the half that chooses: {estimates(chosen)}; {best} is chosen."
-    if judged:
-        verdict += f" Of the half that judges: {estimates(judged)}."
-    if len(judged) == 2:
-        there = [method for method in METHODS if method in found[best] and method in found["nano"]]
-        more = interval(resampled_taus(found[best], there) - resampled_taus(found["nano"], there))
-        verdict += f" Over all {len(there)}, {best} has {cell(more)} more than nano."
     header = ["candidate", "tau of eight (95%)", "of the half that chooses", "of the half that judges",
               "of all", "pairs judged and decided on both", "otherwise"]  # fmt: skip
     by_method = [
-        [method, number, published_side(str(number)).step, "chooses" if method in CHOOSE else "judges",
-         *(fmean(found[name][method].values()) if method in found[name] else None for name in first)]
+        [method, number, published[method], "chooses" if method in CHOOSE else "judges",
+         *(losses.get(method) for losses in shown.values())]
         for method, number in METHODS.items()
     ]  # fmt: skip
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, len(first), squeeze=False)[0]
-        for axes, name in zip(panels, first, strict=True):
-            losses = found[name]
+        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, (name, losses) in zip(panels, shown.items(), strict=True):
             for half, colour in ((CHOOSE, COLOURS[0]), (JUDGE, COLOURS[1])):
                 there = [method for method in half if method in losses]
-                axes.plot([published_side(str(METHODS[method])).step for method in there],
-                          [fmean(losses[method].values()) for method in there], "o", color=colour,
-                          markersize=4)  # fmt: skip
+                axes.plot([published[method] for method in there], [losses[method] for method in there],
+                          "o", color=colour, markersize=4)  # fmt: skip
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(name)
             axes.set_xlabel("published steps")
         panels[0].set_ylabel("last validation loss")
 
-    asked = {name: CHOOSE[::2] for name in CANDIDATES} | dict.fromkeys({*ahead, "nano"}, CHOOSE)
-    asked |= dict.fromkeys((best, "nano"), list(METHODS))
-    lacking = {name: len(set(methods) - set(found[name])) for name, methods in asked.items()}
-    numbers = {"losses": found}
+    numbers = {"losses": run.losses}
     return Findings(
-        verdict, f"seed {CHOOSING_SEEDS} to choose, {JUDGING_SEEDS} to judge",
+        told(run), "seed 0 to choose, seeds 0 and 1 to judge",
         [Table("Candidates", header, rows),
-         Table("Last losses", ["entry", "result", "published steps", "half", *first], by_method)],
-        {"losses.svg": Picture(numbers, draw, 3.0 * len(first), 3.4)}, numbers,
-        ", ".join(f"{name} of {count} methods" for name, count in lacking.items() if count),
+         Table("Last losses, seed 0", ["entry", "result", "published steps", "half", *shown], by_method)],
+        {"losses.svg": Picture(numbers, draw, 3.0 * len(shown), 3.4)}, numbers, run.missing(),
     )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from optimizers.world import World, device_name
-from records.run.recipe import Recipe, shipped_recipes
+from records.run.recipe import Recipe
+from records.run.recipe_files import shipped_recipes
 from records.run.track import RECORDS
 from train_gpt import (
     apply_update,
