@@ -56,7 +56,7 @@ from records.run.recipe_files import list_recipes, read_recipe
 from records.run.run_log import Clock, Progress, RunLog, tensorboard, verdict
 from records.run.schedule import learning_rate_factor, validates, value_at
 from records.run.signals import DIVERGED, ENDED, REFUSED, catch_signals, leave, say
-from records.run.track import Track, read_track, shipped_tracks
+from records.run.track import Track, default_track, read_track, shipped_tracks
 from records.script import script_of
 
 ROOT = Path(__file__).resolve().parent
@@ -646,7 +646,7 @@ def choose_recipe(args: argparse.Namespace, checkpoint: dict) -> Recipe:
     changes = args.set + ([f"train_steps={args.steps}"] if args.steps is not None else [])
     track = Track(**checkpoint["track"]) if checkpoint else None
     if args.track or not track:
-        track = read_track(args.track or ("fineweb" if has_gpu() else "nano"))
+        track = read_track(args.track or default_track(has_gpu()))
     if checkpoint and not args.recipe:
         known = {track.name: track}
         recipe = parse_recipe(checkpoint["recipe"], "checkpoint", known, STEPS, changes, arounds=AROUND)

@@ -39,7 +39,7 @@ from records.publish.pictures import COLOURS, STYLE
 from records.run.changes import merge, parse_change
 from records.run.recipe import RecipeError, parse_seeds, toml_lines
 from records.run.recipe_files import find_recipe, read_recipe, read_table
-from records.run.track import read_track, shipped_tracks
+from records.run.track import default_track, read_track, shipped_tracks
 from records.trial import COMMAND, ROOT, TuneError, train
 from records.tune_paired import compare_candidate
 
@@ -330,6 +330,13 @@ def report(study: optuna.Study, search: Search) -> int:
     return 0
 
 
+def on_gpu() -> bool:
+    """Whether runs train on a GPU here."""
+    from optimizers.world import has_gpu  # torch, as above
+
+    return has_gpu(checked=False)
+
+
 def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> int:
     """The command line; `command` stands for ./run.sh. Returns the exit code, 2 for unusable input."""
     argv = sys.argv[1:] if argv is None else argv
@@ -373,11 +380,13 @@ def main(argv: list[str] | None = None, command: tuple[str, ...] = COMMAND) -> i
     arguments = (*(["--track", options.track] if options.track else []), *argv[split + 1 :])
     try:
         track = read_track(options.track).name if options.track else None
+        first = track or default_track(on_gpu())  # whose recipe is meant where several have the name
         if options.paired:
             home, seeds = options.out or ROOT / "logs" / "tune" / "paired", options.seeds or "1000-1011"
-            compare_candidate(options.recipe, options.paired, options.set, seeds, home, command, arguments)
+            against = options.recipe, options.paired, first, options.set
+            compare_candidate(*against, seeds, home, command, arguments)
             return 0
-        path = find_recipe(options.recipe, shipped_tracks(), track).resolve()
+        path = find_recipe(options.recipe, shipped_tracks(), first).resolve()
         recipe = read_table(path)
         name = path.parent.name if path.name == "recipe.toml" else path.stem
         search = Search(

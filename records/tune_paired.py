@@ -31,12 +31,14 @@ class Contender:
     folder: Path
 
 
-def contender(source: str, changes: Sequence[str], home: Path, arguments: Sequence[str]) -> Contender:
-    """The recipe of that name or path. Its folder in `home` is named by all that its runs depend on.
+def contender(
+    source: str, track: str | None, changes: Sequence[str], home: Path, arguments: Sequence[str]
+) -> Contender:
+    """The recipe of that name (of `track` first) or path; its folder in `home` is named by what its runs are.
 
     Raises RecipeError for an unknown recipe and for a change that is none.
     """
-    path = find_recipe(source, shipped_tracks()).resolve()
+    path = find_recipe(source, shipped_tracks(), track).resolve()
     table = read_table(path)
     for change in changes:
         table = merge(table, parse_change(change))
@@ -101,6 +103,7 @@ def differences(
 def compare_candidate(
     candidate: str,
     base: str,
+    track: str | None,
     changes: Sequence[str],
     seeds: str,
     home: Path,
@@ -116,8 +119,8 @@ def compare_candidate(
         raise TuneError(
             f"--seeds {seeds}: expected at least {FIRST_LOOK} seeds to compare, found {len(planned)}"
         )
-    one = contender(candidate, changes, home, arguments)
-    other = contender(base, (), home, arguments)
+    one = contender(candidate, track, changes, home, arguments)
+    other = contender(base, track, (), home, arguments)
     if one.folder == other.folder:
         raise TuneError(
             f"the candidate is the base {base}: change it with --set KEY=VALUE or name another recipe"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from records.run.recipe import RecipeError, parse_seeds
+from records.run.recipe import RecipeError, parse_seeds, toml_lines
 from tests.made_recipes import parse
 
 PLAIN = '[matrix]\nstep = "muon"\n'
@@ -31,3 +31,10 @@ def test_the_effective_recipe_says_any_description(description):
 def test_too_many_seeds_are_refused(seeds):
     with pytest.raises(RecipeError, match="--seeds"):
         parse_seeds(seeds)
+
+
+def test_a_table_of_tables_alone_has_no_heading():
+    table = {"lr": 0.1, "around": {"beyond": {"kind": "x", "deeper": {"most": {"tau": 1}}}}}
+    text = "\n".join(toml_lines(table))
+    assert "[around]" not in text and "[around.beyond.deeper]" not in text
+    assert tomllib.loads(text) == table

@@ -63,6 +63,11 @@ def test_verdict_interpolates_the_crossing():
     assert "reached at step 0" in verdict([(0, 1.0)], 3.0)
 
 
+def test_verdict_draws_no_line_from_the_first_validation():
+    told = verdict([(0, 5.0), (400, 2.5)], 3.0)
+    assert told == "target 3.0 reached at step 400 with 2.50000; best 2.50000 at step 400"
+
+
 def test_plain_lines_where_there_is_no_terminal(capsys):
     progress = Progress(10, 0, 1024, peak_share=0.0, shown=True, writer=None)
     progress.say("step:0/10 val_loss:5.00000")

@@ -271,3 +271,12 @@ def test_a_key_with_a_dot_in_it_is_quoted():
     assert tune.look_up(recipe, 'init."attn.proj"') == 0.15
     assert tune.look_up(recipe, "matrix.lr") == 0.02
     assert tune.look_up(recipe, "init.attn.proj") is None
+
+
+@pytest.mark.parametrize("gpu, track", [(False, "nano"), (True, "fineweb")])
+def test_a_name_on_two_tracks_is_that_of_the_machines_track(monkeypatch, tmp_path, gpu, track):
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(tune, "on_gpu", lambda: gpu)
+    argv = ["own_soap_bimaxwell", "--trials", "1", "--out", str(tmp_path / "study")]
+    assert tune.main(argv, command=(sys.executable, str(tmp_path / "stand_in.py"))) == 0
+    assert f'track = "{track}"\n' in (tmp_path / "study" / "best.toml").read_text()

@@ -8,6 +8,7 @@ import pytest
 
 from records import tune
 from records.judge.logs import read_entry
+from records.tune_paired import contender
 
 BASE = 'description = "for a test"\ntrack = "nano"\ntrain_steps = 10\n[matrix]\nstep = "muon"\nlr = 0.1\n'
 STAND_IN = """
@@ -128,3 +129,8 @@ def test_what_cannot_be_compared_is_told(compared, capsys, options, told):
 def test_a_command_line_that_mixes_search_and_comparison_is_refused(options):
     with pytest.raises(SystemExit):
         tune.main(options)
+
+
+def test_a_name_means_the_recipe_of_the_named_track(tmp_path):
+    for track in ("nano", "warm"):
+        assert contender("muon", track, (), tmp_path, ()).recipe.parent.parent.name == track

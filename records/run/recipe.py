@@ -169,14 +169,18 @@ def step_name(table: dict) -> str:
 
 
 def toml_lines(table: dict, path: str = "") -> Iterator[str]:
-    """The lines of a TOML table: scalars and lists first, then the tables inside; None is left out."""
+    """The lines of a TOML table: scalars and lists first, then the tables inside; None is left out.
+
+    A table of tables alone has no heading.
+    """
     name = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in table}
     for key, value in table.items():
         if not isinstance(value, dict) and value is not None:
             yield f"{name[key]} = {literal(value)}"
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            yield f"\n[{path}{name[key]}]"
+            if any(not isinstance(inner, dict) for inner in value.values()):
+                yield f"\n[{path}{name[key]}]"
             yield from toml_lines(value, f"{path}{name[key]}.")
 
 

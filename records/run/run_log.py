@@ -129,9 +129,11 @@ def verdict(curve: list[tuple[int, float]], target: float) -> str:
     told = f"best {best:.5f} at step {best_step}"
     for (step0, loss0), (step, loss) in zip(curve[:1] + curve, curve, strict=False):
         if loss <= target:
-            crossing = step - (step - step0) * (target - loss) / (loss0 - loss) if loss0 > loss else step
-            told = f"with {loss:.5f}, interpolated {crossing:.1f}; {told}"
-            return f"target {target} reached at step {step} {told}"
+            with_loss = f"with {loss:.5f}"
+            if step0 > curve[0][0] and loss0 > loss:  # from the first validation on no line tells
+                crossing = step - (step - step0) * (target - loss) / (loss0 - loss)
+                with_loss += f", interpolated {crossing:.1f}"
+            return f"target {target} reached at step {step} {with_loss}; {told}"
     return f"target {target} not reached; {told}"
 
 

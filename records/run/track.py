@@ -114,6 +114,11 @@ def shipped_tracks(records: Path = RECORDS) -> dict[str, Track]:
     return tracks
 
 
+def default_track(on_gpu: bool) -> str:
+    """The track of a machine with or without a GPU where none is named."""
+    return "fineweb" if on_gpu else "nano"
+
+
 def read_track(source: str | Path) -> Track:
     """The shipped track of that name, or the track of a TOML file; such a file takes a name of its own.
 
