@@ -54,7 +54,8 @@ set_up() {
         fail "Python 3.11 or later is needed, found $("${PYTHON:-python3}" --version 2>&1); name another with PYTHON="
     echo "installing requirements.txt into $venv" >&2
     [ -x "$PY" ] || "${PYTHON:-python3}" -m venv "$venv"
-    "$PY" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt"
+    # What is imported compiles itself, in seconds; all of it takes as long as unpacking.
+    "$PY" -m pip install --quiet --disable-pip-version-check --no-compile -r "$ROOT/requirements.txt"
     cp "$ROOT/requirements.txt" "$venv/installed.txt"
 }
 

@@ -23,7 +23,7 @@ from records.run import RunError, machine
 from records.run.instrument_log import unobserved
 from records.run.track import shipped_tracks
 from tests.refusal import refusal_of
-from tests.runs import on_ranks
+from tests.runs import compiled_by, on_ranks
 from train_gpt import GPT
 
 ROOT = Path(train_gpt.__file__).parent
@@ -127,6 +127,7 @@ def test_the_training_clock_starts_when_all_is_compiled(small_track, tmp_path, m
         graphs.append(count())
 
     monkeypatch.setattr(train_gpt, "train", train_counted)
+    compiled_by("aot_eager", monkeypatch)
     options = ["--compile", "--steps", "4", "--data", str(small_track), "--out", str(tmp_path)]
     train_gpt.main(options)
     assert graphs[0] > 0 and graphs[1] == graphs[0]
