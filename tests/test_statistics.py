@@ -184,6 +184,15 @@ def test_the_line_of_arguments_may_differ(tmp_path: Path) -> None:
     assert entry_warnings(entry) == ()
 
 
+def test_a_whole_number_may_be_written_as_a_fraction(tmp_path: Path) -> None:
+    plan = "effective recipe:", "[schedule]"
+    whole, fraction = (sound(seed, facts=["world_size: 8", *plan, f"steps = [[{step}, 400]]"])
+                       for seed, step in enumerate(("276", "276.0")))  # fmt: skip
+    assert entry_warnings(entry_of(tmp_path, a=whole, b=fraction)) == ()
+    (warning,) = entry_warnings(entry_of(tmp_path, a=whole, b=fraction.replace("276.0", "276.5")))
+    assert warning.startswith("different recipes, schedule.steps: [[276, 400]] in a.txt; [[276.5, 400]]")
+
+
 BROKEN = {
     "different_scripts": (
         sound(3).replace("print(torch)", "print(1)"),

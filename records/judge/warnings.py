@@ -5,8 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import takewhile
-from operator import itemgetter
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from records.judge.logs import Entry, Log, Run
 from records.run.recipe import dotted
@@ -71,10 +70,10 @@ def different_recipes(entry: Entry) -> Iterator[str]:
     logs = _logs(entry)
     said = [settings(log) for log in logs]
     for key in sorted({key for one in said for key in one}):
-        stated = [(repr(one.get(key, "nothing")), log) for one, log in zip(said, logs, strict=True)]
-        groups = _groups(stated, itemgetter(0))
+        stated = [(one.get(key, "nothing"), log) for one, log in zip(said, logs, strict=True)]
+        groups = _groups(stated, lambda pair: _as_key(pair[0])).values()
         if len(groups) > 1:
-            told = (f"{value[:60]} in {_files(log for _, log in group)}" for value, group in groups.items())
+            told = (f"{group[0][0]!r:.60} in {_files(log for _, log in group)}" for group in groups)
             yield f"different recipes, {key}: {'; '.join(told)}"
 
 
@@ -201,6 +200,11 @@ def _groups(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
+
+
+def _as_key(value: object) -> Hashable:
+    """A value of a recipe as what is equal where it is: 276 and 276.0, in lists too."""
+    return tuple(map(_as_key, value)) if isinstance(value, list) else cast(Hashable, value)
 
 
 def _gaps(seeds: list[int]) -> list[int]:
