@@ -22,7 +22,8 @@ from records.judge.paired import (
     t_test,
 )
 
-FACTS = ("device: a processor", "threads: 1", "compiled: True", "micro_batch: 16")
+RECIPE = ("effective recipe:", "[matrix]", "lr = 0.1")
+FACTS = ("device: a processor", "threads: 1", "compiled: True", "micro_batch: 16", *RECIPE)
 STEPS = (0, 100, 180, 190, 200)
 DIFFERENCES = st.lists(st.floats(-0.1, 0.1).map(lambda x: round(x, 5)), min_size=2, max_size=30)
 
@@ -105,6 +106,7 @@ def test_without_the_target_the_loss_decides(tmp_path: Path) -> None:
         (("device: another", *FACTS[1:]), "device differs, a processor against another"),
         ((*FACTS[:1], "threads: 2", *FACTS[2:]), "threads differs, 1 against 2"),
         ((*FACTS[:3], "micro_batch: 8"), "micro_batch differs, 16 against 8"),
+        ((*FACTS, "[init]", "fc = 0.1"), "initialisation differs, the track's against init.fc = 0.1"),
     ],
 )
 def test_a_pairing_that_may_not_be_real_is_told(tmp_path: Path, facts: tuple[str, ...], told: str) -> None:

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import TypeVar, cast
 
 from records.judge.logs import Entry, Log, Run
-from records.run.recipe import dotted
+from records.run.recipe import dotted, shown
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -45,16 +45,24 @@ def settings(log: Log) -> dict[str, object]:
 
 
 def conditions(entry: Entry) -> dict[str, tuple[str, ...]]:
-    """What the logs state of how they were run, beside recipe and seed: fact -> its values, each once."""
+    """What the logs state that a run's luck may hang on beside its seed: fact -> its values, each once."""
     found: dict[str, dict[str, None]] = {}
     for log in _logs(entry):
         facts = {key: value for key, _, value in (f.partition(": ") for f in _before_recipe(log.facts))}
         version = next((fact for fact in log.facts if fact.startswith("PyTorch ")), None)
-        stated = {"device": log.device, "version": version} | {key: facts.get(key) for key in CONDITIONS}
+        stated = {"device": log.device, "version": version, "initialisation": initialisation(log)}
+        stated |= {key: facts.get(key) for key in CONDITIONS}
         for key, value in stated.items():
             if value is not None:
                 found.setdefault(key, {})[value] = None
     return {key: tuple(sorted(values)) for key, values in found.items()}
+
+
+def initialisation(log: Log) -> str | None:
+    """What the effective recipe's [init] says; None where the log states no recipe."""
+    said = dotted({"init": log.recipe.get("init", {})})
+    told = ", ".join(f"{key} = {shown(value)}" for key, value in said.items()) or "the track's"
+    return told if log.recipe else None
 
 
 def different_scripts(entry: Entry) -> Iterator[str]:
